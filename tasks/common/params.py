@@ -1,0 +1,69 @@
+"""`params.yaml`, read one section at a time: a stage sees its own section and `base`, nothing else.
+
+So a stage's DVC dependencies stay true: changing another section cannot change what it does.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from arms_model.errors import ConfigError
+from arms_model.settings import nearest, parse
+
+PARAMS = Path("params.yaml")
+STAGES = (
+    "queries", "profiles", "collect", "label", "split", "embed",
+    "train_base", "train_incremental", "train_independent", "cascade_eval",
+)  # fmt: skip
+SECTIONS = ("base", "vlms", *STAGES)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSettings:
+    """Section `base`: what all stages share."""
+
+    seed: int
+
+
+def load_section(name: str, settings_class: type[T]) -> T:
+    """Section `name` of `params.yaml` as `settings_class`.
+
+    Raises:
+        ConfigError: no file, no YAML, an unknown section or key (named by its path), a missing or mistyped value.
+    """
+    return parse(settings_class, raw_section(name), name)
+
+
+def load_seed() -> int:
+    """`base.seed`."""
+    return load_section("base", BaseSettings).seed
+
+
+def raw_section(name: str) -> Any:
+    """Section `name` as YAML gives it."""
+    params = _read(PARAMS.absolute())
+    for key in params:
+        if key not in SECTIONS:
+            raise ConfigError(f"{PARAMS}: {key}: unknown section; {nearest(str(key), SECTIONS)}")
+    if name not in params:
+        raise ConfigError(f"{PARAMS}: section '{name}' is missing.")
+    return params[name]
+
+
+@cache
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        params = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no {PARAMS} in {path.parent}; run from the checkout's top folder or from a workspace.") from None
+    except YAMLError as error:
+        raise ConfigError(f"{PARAMS} is no valid YAML: {error}") from None
+    if not isinstance(params, dict):
+        raise ConfigError(f"{PARAMS}: expected sections ({', '.join(SECTIONS)}), got {type(params).__name__}.")
+    return params

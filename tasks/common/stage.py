@@ -1,0 +1,54 @@
+"""How every stage's `main` starts and ends: logging, errors without a traceback, exit codes.
+
+Exit codes: 0 done; 1 data or the run failed; 2 a user's mistake; 130 stopped by Ctrl-C (SIGINT) or 143 by SIGTERM.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from arms_model.errors import ArmsError
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: unwinds like Ctrl-C, so that temporary files are removed on the way out."""
+
+
+def run_stage(name: str, body: Callable[[], None]) -> int:
+    """Run `body` and turn what stops it into an exit code and a message for people.
+
+    Args:
+        name: the stage's name, for the messages.
+        body: the stage's work; it writes through `tasks.common.files`, so stopping it leaves nothing half-written.
+
+    Returns:
+        The exit code.
+    """
+    logging.basicConfig(
+        level=os.environ.get("ARMS_LOG_LEVEL", "INFO"), format=f"{name}: %(message)s", stream=sys.stderr, force=True
+    )
+    for noisy in ("httpx", "transformers", "timm", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        body()
+    except ArmsError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _stopped(name, "Ctrl-C", 130)
+    except Terminated:
+        return _stopped(name, "SIGTERM", 143)
+    return 0
+
+
+def _raise_terminated(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _stopped(name: str, how: str, code: int) -> int:
+    print(f"{name}: stopped by {how}. Nothing half-written was left; the same command goes on from here.", file=sys.stderr)
+    return code
