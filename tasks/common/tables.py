@@ -51,7 +51,7 @@ def read_table(path: Path, table: str) -> pl.DataFrame:
     """
     frame = read_parquet(path)
     check_table(frame, table, str(path))
-    return frame.select(SCHEMAS[table])
+    return frame.select(*SCHEMAS[table])
 
 
 def write_table(path: Path, frame: pl.DataFrame, table: str) -> None:
@@ -62,7 +62,7 @@ def write_table(path: Path, frame: pl.DataFrame, table: str) -> None:
         StorageError: the disk is full.
     """
     check_table(frame, table, str(path))
-    write_parquet(path, frame.select(SCHEMAS[table]).sort(KEYS[table]))
+    write_parquet(path, frame.select(*SCHEMAS[table]).sort(KEYS[table]))
 
 
 def read_parquet(path: Path) -> pl.DataFrame:

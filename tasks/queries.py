@@ -1,0 +1,102 @@
+"""Stage `queries`: the query set and its pictures, copied in, so that all later stages read only what stands here.
+
+The one source so far is `recorded`: files that somebody else wrote (`tasks/common/recorded.py` says in which layout).
+All faults of the pictures are gathered before the stage stops, so that one run names them.
+
+Run: `python -m tasks.queries`; reads the source, writes `queries/queries.parquet` and `queries/images/`.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from arms_model.errors import DataError
+from tasks.common import recorded
+from tasks.common.files import folder_written_whole
+from tasks.common.params import load_section
+from tasks.common.stage import run_stage
+from tasks.common.tables import write_table
+
+log = logging.getLogger(__name__)
+FOLDER = Path("queries")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueriesSettings:
+    """Section `queries`.
+
+    Attributes:
+        source: where queries come from.
+        folder: a recorded folder; None for the one that ARMS_REAL_DATA names.
+        max_pixels: a picture with more is refused from its header, before it is decoded.
+    """
+
+    source: Literal["recorded"]
+    folder: str | None = None
+    max_pixels: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels must be 1 or more, not {self.max_pixels}")
+
+
+def write_query_set(source: Path, target: Path, *, max_pixels: int) -> pl.DataFrame:
+    """Copy a recorded query set and its pictures into `target`.
+
+    Args:
+        source: the recorded folder.
+        target: an empty folder.
+        max_pixels: see `QueriesSettings`.
+
+    Returns:
+        The table `queries` as written; `image` is relative to `target/images`.
+
+    Raises:
+        DataError: the table breaks its contract, or pictures are missing, broken or changed; rows are named.
+    """
+    queries = recorded.read_queries(source)
+    _copy_pictures(queries, source, target, max_pixels=max_pixels)
+    queries = queries.with_columns(pl.col("image").str.strip_prefix(f"{recorded.IMAGES}/"))
+    write_table(target / recorded.QUERIES, queries, "queries")
+    return queries
+
+
+def _copy_pictures(queries: pl.DataFrame, source: Path, target: Path, *, max_pixels: int) -> None:
+    faults = []
+    (target / recorded.IMAGES).mkdir()
+    pictures = queries.sort("query_id").unique(["image", "image_sha256"], keep="first", maintain_order=True)
+    for query_id, image, sha256 in pictures.select("query_id", "image", "image_sha256").iter_rows():
+        try:
+            content = recorded.read_picture(source, image, sha256=sha256, max_pixels=max_pixels)
+        except DataError as error:
+            faults.append(f"query {query_id}: {error}")
+            continue
+        place = target / image
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    if faults:
+        raise DataError(f"{source}: pictures that cannot be used, {recorded.named(faults, len(faults))}")
+
+
+def body() -> None:
+    """Read params, copy the query set, write it whole or not at all."""
+    settings = load_section("queries", QueriesSettings)
+    source = recorded.source_folder(settings.folder, where="queries.folder")
+    with folder_written_whole(FOLDER) as target:
+        queries = write_query_set(source, target, max_pixels=settings.max_pixels)
+    for benchmark, count in queries.group_by("benchmark").len().sort("benchmark").iter_rows():
+        log.info("%s: %d queries", benchmark, count)
+    log.info("%d queries, %d pictures", queries.height, queries["image"].n_unique())
+
+
+def main() -> int:
+    """Run the stage; returns the exit code."""
+    return run_stage("queries", body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
