@@ -21,7 +21,8 @@ _REQUIRED = object()
 _OPTIONS: dict[Kind, dict[str, Any]] = {  # option: its default
     "minilm": {"max_tokens": 256},
     "transformers": {
-        "name": _REQUIRED, "weights": "pretrained", "tokenizer": None, "pooling": "first_token", "max_tokens": 256, "seed": 0,
+        "name": _REQUIRED, "weights": "pretrained", "tokenizer": None, "pooling": "first_token", "max_tokens": 256,
+        "seed": 0,
     },
     "open_clip": {"name": _REQUIRED, "weights": _REQUIRED, "seed": 0},
     "efficientnet": {"size": 224},
@@ -67,8 +68,8 @@ class EncoderSettings:
                 raise ValueError(f"encoder kind '{self.kind}' needs {option}; set it")
         if self.max_tokens is not None and self.max_tokens < 2:
             raise ValueError(f"max_tokens is {self.max_tokens}, expected at least 2")
-        if self.size is not None and not 32 <= self.size <= 1024:
-            raise ValueError(f"size is {self.size} px, expected 32 to 1024")
+        if self.size is not None and (self.size % 32 or not 32 <= self.size <= 1024):
+            raise ValueError(f"size is {self.size} px, expected a multiple of 32 from 32 to 1024")
         if self.kind == "transformers" and self.weights not in (None, "pretrained", "random"):
             raise ValueError(f"weights is '{self.weights}', expected 'pretrained' or 'random'")
 

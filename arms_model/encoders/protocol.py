@@ -1,8 +1,8 @@
 """What an encoder is: question texts or pictures in, one vector each out.
 
-An encoder works in two steps, so that slow preparing (decoding, resizing, tokenising) runs in threads while the network
-is busy: `prepare` takes one item, `encode` takes a list of prepared ones. Whoever stores vectors keys them by `identity`.
-An encoder must not know where its items come from or where its vectors go.
+An encoder works in two steps, so that slow preparing (decoding, resizing, tokenising) runs in threads while the
+network is busy: `prepare` takes one item, `encode` a list of prepared ones. Whoever stores vectors keys them by
+`identity`. An encoder must not know where its items come from or where its vectors go.
 """
 
 from collections.abc import Sequence
