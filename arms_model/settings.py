@@ -1,8 +1,8 @@
 """From a plain mapping (a params.yaml section, a config.json) to the frozen dataclass that a class is built from.
 
 Each settings dataclass stands beside the class it builds and checks its own values in `__post_init__` by raising
-ValueError. Here the mapping is held against the dataclass: unknown keys are refused by their path, with the nearest right
-one; values of a wrong type are refused by their path. pydantic does the type checks.
+ValueError. Here the mapping is held against the dataclass: unknown keys are refused by their path, with the nearest
+right one; values of a wrong type are refused by their path. pydantic does the type checks.
 """
 
 import dataclasses

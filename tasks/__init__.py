@@ -1,1 +1,1 @@
-"""The pipeline's stages, one module per DVC stage: `python -m tasks.<stage>` does what `dvc.yaml: stages.<stage>` says."""
+"""The pipeline's stages, one module per DVC stage: `python -m tasks.<stage>` is the command of `dvc.yaml: <stage>`."""

@@ -15,7 +15,11 @@ from typing import Any
 
 from arms_model.errors import DataError, StorageError
 
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "the file-size limit was met"}
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file-size limit was met",
+}
 
 
 @contextlib.contextmanager
@@ -62,7 +66,8 @@ def _temporary(path: Path) -> Iterator[Path]:
         if reason is None:
             raise
         raise StorageError(
-            f"could not write {path}: {reason}. Nothing half-written was left; free some space and run the same command again."
+            f"could not write {path}: {reason}. Nothing half-written was left; free some space and run the same "
+            "command again."
         ) from error
     finally:
         if folder is not None:
@@ -98,4 +103,6 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path} is missing; run the stage that writes it (`dvc repro`).") from None
     except ValueError as error:
-        raise DataError(f"{path} is no valid JSON ({error}); remove it and run the stage that writes it again.") from None
+        raise DataError(
+            f"{path} is no valid JSON ({error}); remove it and run the stage that writes it again."
+        ) from None

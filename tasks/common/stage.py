@@ -50,5 +50,7 @@ def _raise_terminated(signum: int, frame: FrameType | None) -> None:
 
 
 def _stopped(name: str, how: str, code: int) -> int:
-    print(f"{name}: stopped by {how}. Nothing half-written was left; the same command goes on from here.", file=sys.stderr)
+    print(
+        f"{name}: stopped by {how}. Nothing half-written was left; the same command goes on from here.", file=sys.stderr
+    )
     return code

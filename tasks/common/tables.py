@@ -1,7 +1,7 @@
 """The tables' contracts: names, columns and types, in this one place; reading and writing hold them.
 
-Written tables are sorted by their key and identical byte for byte for the same content, so that DVC sees no change where
-there is none.
+Written tables are sorted by their key and identical byte for byte for the same content, so that DVC sees no change
+where there is none.
 """
 
 from pathlib import Path
@@ -20,12 +20,13 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
         "image_group": _TEXT, "template": _TEXT, "source_image_sha256": _TEXT, "licence": _TEXT,
     },
     "profiles": {
-        "vlm": _TEXT, "display_name": _TEXT, "provider": _TEXT, "pool": _TEXT, "profile": _TEXT, "params_b": pl.Float64(),
-        "language_model": _TEXT, "vision_model": _TEXT, "released": _TEXT,
+        "vlm": _TEXT, "display_name": _TEXT, "provider": _TEXT, "pool": _TEXT, "profile": _TEXT,
+        "params_b": pl.Float64(), "language_model": _TEXT, "vision_model": _TEXT, "released": _TEXT,
     },
     "collect": {
         "query_id": _TEXT, "vlm": _TEXT, "output": _TEXT, "imported_correct": pl.Boolean(), "error": _TEXT,
-        "latency_s": pl.Float64(), "prompt_tokens": pl.Int64(), "completion_tokens": pl.Int64(), "cost_usd": pl.Float64(),
+        "latency_s": pl.Float64(), "prompt_tokens": pl.Int64(), "completion_tokens": pl.Int64(),
+        "cost_usd": pl.Float64(),
     },
     "label": {"query_id": _TEXT, "vlm": _TEXT, "correct": pl.Boolean(), "predicted": _TEXT},
     "split": {"query_id": _TEXT, "split": _TEXT},
@@ -74,7 +75,9 @@ def read_parquet(path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; run the stage that writes it (`dvc repro`), or correct the path.") from None
+        raise DataError(
+            f"{path} is missing; run the stage that writes it (`dvc repro`), or correct the path."
+        ) from None
     except ComputeError as error:
         raise DataError(f"{path} is no readable parquet file ({error}); write it again.") from None
 
@@ -88,7 +91,9 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
             reason = full_disk_reason(error)
             if reason is None:
                 raise
-            raise StorageError(f"could not write {path}: {reason}. Free some space and run the same command again.") from error
+            raise StorageError(
+                f"could not write {path}: {reason}. Free some space and run the same command again."
+            ) from error
 
 
 def check_table(frame: pl.DataFrame, table: str, where: str) -> None:
@@ -103,11 +108,13 @@ def check_table(frame: pl.DataFrame, table: str, where: str) -> None:
         if frame.schema[column] != expected:
             raise DataError(f"{where}: column '{column}' is {frame.schema[column]}, expected {expected}; convert it.")
         if column not in NULLABLE[table] and frame[column].null_count():
-            rows = frame.filter(pl.col(column).is_null()).select(KEYS[table]).head(20).rows()
+            rows = frame.filter(pl.col(column).is_null()).select(KEYS[table])
             raise DataError(
-                f"{where}: column '{column}' is null in {frame[column].null_count()} rows (first: {rows}); fill or drop them."
+                f"{where}: column '{column}' is null in {rows.height} rows, first: {rows.head(20).rows()}; fill or drop them."
             )
     key = KEYS[table]
     twice = frame.filter(pl.struct(key).is_duplicated()).select(key).unique(maintain_order=True)
     if twice.height:
-        raise DataError(f"{where}: {twice.height} keys ({', '.join(key)}) stand twice, first: {twice.head(20).rows()}; keep one.")
+        raise DataError(
+            f"{where}: {twice.height} keys ({', '.join(key)}) stand twice, first: {twice.head(20).rows()}; keep one."
+        )

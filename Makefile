@@ -1,0 +1,50 @@
+# The verbs. Works from a fresh clone with git, make and Python 3.11 or newer; all else is installed into .uv and .venv.
+.DEFAULT_GOAL := help
+.PHONY: help install check test real clean
+
+PYTHON ?= python3
+# uv: the one on the path if it starts, else one of the project's own
+UV ?= $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+unexport PYTHONDONTWRITEBYTECODE  # without byte code every import compiles anew: seconds for each stage
+unexport VIRTUAL_ENV PYTHONPATH
+
+help:
+	@echo "make test     install, then run the whole test suite"
+	@echo "make check    install, then lint, format check, types, import rules, spelling"
+	@echo "make real     run the pipeline on recorded real outputs (set ARMS_REAL_DATA) and print the result table"
+	@echo "make install  only install"
+	@echo "make clean    remove what tools left (caches); data, models and environments stay"
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml uv.lock $(filter .uv/bin/uv,$(UV))
+	@$(UV) sync --quiet --frozen --all-extras
+	@touch $@
+
+.uv/bin/uv:
+	@$(PYTHON) -m venv .uv
+	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+check: install
+	@ruff check --quiet
+	@ruff format --quiet --check || { echo "formatting differs: run 'ruff format'"; exit 1; }
+	@mypy --no-error-summary
+	@report=$$(lint-imports --no-logo 2>&1) || { echo "$$report"; exit 1; }
+	@codespell
+	@echo "check: all passed"
+
+test: export HF_HUB_OFFLINE := 1
+test: install
+	@python -m pytest -q
+
+real: install
+	@folder=$$(python -m tasks.common.workspace presets/real.yaml) && cd "$$folder" && dvc repro && \
+		python -m tasks.cascade_eval --show
+
+clean:
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.uv/*' -prune -exec rm -rf {} +
