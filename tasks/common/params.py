@@ -61,7 +61,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         params = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no {PARAMS} in {path.parent}; run from the checkout's top folder or from a workspace.") from None
+        raise ConfigError(
+            f"no {PARAMS} in {path.parent}; run from the checkout's top folder or from a workspace."
+        ) from None
     except YAMLError as error:
         raise ConfigError(f"{PARAMS} is no valid YAML: {error}") from None
     if not isinstance(params, dict):

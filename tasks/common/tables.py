@@ -110,7 +110,7 @@ def check_table(frame: pl.DataFrame, table: str, where: str) -> None:
         if column not in NULLABLE[table] and frame[column].null_count():
             rows = frame.filter(pl.col(column).is_null()).select(KEYS[table])
             raise DataError(
-                f"{where}: column '{column}' is null in {rows.height} rows, first: {rows.head(20).rows()}; fill or drop them."
+                f"{where}: column '{column}' is null in {rows.height} rows, first: {rows.head(20).rows()}; fill them."
             )
     key = KEYS[table]
     twice = frame.filter(pl.struct(key).is_duplicated()).select(key).unique(maintain_order=True)
