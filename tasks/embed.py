@@ -8,47 +8,40 @@ Reads `queries/` and the section `embed` of params.yaml. Writes for this query s
     embed/encoders.json           {encoder's name: {modality, identity, width, settings}}
 
 Vectors of new items go to the store (`tasks.common.vectors`) in shards while the work runs, so a stopped run goes on
-where it was. Pictures are read, checked against their sha256 and decoded in threads while the encoders run; a few
-batches wait in memory, never the whole set. A picture that several encoders lack is decoded once.
+where it was. Pictures are read, checked against their sha256 and decoded in threads while the encoders run
+(`tasks.common.encoding`).
 
 Run: `python -m tasks.embed`, or `dvc repro embed`.
 """
 
 import dataclasses
 import hashlib
-import logging
-import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from arms_model.encoders.build import EncoderSettings, build
-from arms_model.encoders.protocol import Encoder, Modality
+from arms_model.encoders.protocol import Modality
 from arms_model.encoders.question_text import question_text
-from arms_model.errors import DataError
+from arms_model.errors import DataError, StorageError
 from arms_model.pictures import DEFAULT_MAX_PIXELS, decode_picture, read_bytes
-from arms_model.progress import Progress
-from tasks.common.files import folder_written_whole, write_json
+from tasks.common.encoding import Item, Lane, encode_missing
+from tasks.common.files import folder_written_whole, full_disk_reason, write_json
 from tasks.common.params import load_section
 from tasks.common.stage import run_stage
 from tasks.common.tables import read_table, write_parquet
 from tasks.common.vectors import STORE, VectorStore
 
-logger = logging.getLogger(__name__)
-
 QUERIES = Path("queries/queries.parquet")
 IMAGES = Path("queries/images")
 OUTPUT = Path("embed")
-_SHARD = 512  # vectors per shard: what a kill can lose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,62 +77,6 @@ def _refuse_wrong_modality(encoders: dict[str, EncoderSettings], modality: Modal
     for name, settings in encoders.items():
         if settings.modality != modality:
             raise ValueError(f"{modality}s.{name}: kind '{settings.kind}' encodes {settings.modality}s; move it there")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing to encode: `key` is the sha256 of its content, `name` what error texts call it."""
-
-    key: str
-    name: str
-    load: Callable[[], Any]
-
-
-@dataclass
-class Lane:
-    """One encoder on its way: its store, and what waits for its next batch and its next shard."""
-
-    name: str
-    encoder: Encoder
-    store: VectorStore
-    batch_size: int
-    prepared: list[tuple[Item, Any]] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    vectors: list[NDArray[np.float32]] = field(default_factory=list)
-
-    def put(self, item: Item, prepared: Any) -> None:
-        """Take a prepared item; encode when a batch is full, write when a shard is full."""
-        self.prepared.append((item, prepared))
-        if len(self.prepared) == self.batch_size:
-            self._encode()
-        if len(self.keys) >= _SHARD:
-            self._write()
-
-    def finish(self) -> None:
-        """Encode and write what still waits."""
-        if self.prepared:
-            self._encode()
-        self._write()
-
-    def _encode(self) -> None:
-        items, batch = zip(*self.prepared, strict=True)
-        self.prepared = []
-        # The last batch is filled up, so that every item is computed in a batch of the same size.
-        filled = [*batch, *[batch[-1]] * (self.batch_size - len(batch))]
-        vectors = self.encoder.encode(filled)[: len(items)]  # (len(items), width)
-        for item, is_finite in zip(items, np.isfinite(vectors).all(axis=1), strict=True):
-            if not is_finite:
-                raise DataError(
-                    f"encoder '{self.name}' gave numbers that are not finite for {item.name}; expected finite vectors. "
-                    "Drop the query, or choose another encoder."
-                )
-        self.keys += [item.key for item in items]
-        self.vectors.append(vectors)
-
-    def _write(self) -> None:
-        if self.keys:
-            self.store.add(self.keys, np.concatenate(self.vectors))
-        self.keys, self.vectors = [], []
 
 
 def question_items(queries: pl.DataFrame) -> list[Item]:
@@ -182,67 +119,10 @@ def _picture_item(key: str, path: Path, max_pixels: int) -> Item:
         found = hashlib.sha256(data).hexdigest()
         picture = decode_picture(data, name=str(path), max_pixels=max_pixels)
         if found != key:
-            raise DataError(
-                f"picture {path} has sha256 {found}, but its query says {key}; run stage `queries` again to take it anew."
-            )
+            raise DataError(f"picture {path} has sha256 {found}, but its query says {key}; run stage `queries` again.")
         return picture
 
     return Item(key, f"picture {path}", load)
-
-
-def encode_missing(items: Iterable[Item], lanes: list[Lane], *, what: str) -> dict[str, int]:
-    """Encode what the lanes' stores lack.
-
-    Args:
-        items: what is to be in the stores; equal keys are encoded once.
-        lanes: one per encoder.
-        what: `question` or `picture`, for progress and log.
-
-    Returns:
-        New vectors by encoder.
-
-    Raises:
-        DataError: a picture that cannot be used, or vectors that are not finite.
-        StorageError: the disk is full.
-    """
-    distinct = {item.key: item for item in items}
-    work = [(item, lacking) for item in distinct.values() if (lacking := [x for x in lanes if item.key not in x.store])]
-    counts = {lane.name: sum(lane in lacking for _, lacking in work) for lane in lanes}
-    if work:
-        with Progress(len(work), f"encoding {what}s", what) as progress:
-            for item, prepared in _prepared_ahead(work, ahead=4 * max(lane.batch_size for lane in lanes)):
-                for lane, value in prepared:
-                    lane.put(item, value)
-                progress.update()
-            for lane in lanes:
-                lane.finish()
-    for name, count in counts.items():
-        logger.info("%s: encoded %d new of %d %ss", name, count, len(distinct), what)
-    return counts
-
-
-def _prepared_ahead(
-    work: list[tuple[Item, list[Lane]]], *, ahead: int
-) -> Iterator[tuple[Item, list[tuple[Lane, Any]]]]:
-    """Load and prepare in threads, in order, at most `ahead` items waiting."""
-
-    def prepare(item: Item, lacking: list[Lane]) -> list[tuple[Lane, Any]]:
-        loaded = item.load()
-        return [(lane, lane.encoder.prepare(loaded)) for lane in lacking]
-
-    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
-    waiting: deque[tuple[Item, Future[list[tuple[Lane, Any]]]]] = deque()
-    try:
-        for item, lacking in work:
-            waiting.append((item, pool.submit(prepare, item, lacking)))
-            if len(waiting) >= ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def open_lanes(encoders: dict[str, EncoderSettings], *, batch_size: int, store: Path) -> list[Lane]:
@@ -283,7 +163,7 @@ def seal(
     for modality, items in (("question", questions), ("picture", pictures)):
         keys = [item.key for item in items]
         tensors = {lane.name: lane.store.read(keys) for lane in lanes if lane.encoder.modality == modality}
-        save_file(tensors, folder / f"{modality}s.safetensors")
+        _save(tensors, folder / f"{modality}s.safetensors")
     row_of = {item.key: row for row, item in enumerate(pictures)}
     index = pl.DataFrame(
         {
@@ -295,6 +175,18 @@ def seal(
     )
     write_parquet(folder / "index.parquet", index)
     write_json(folder / "encoders.json", {lane.name: _described(lane, settings[lane.name]) for lane in lanes})
+
+
+def _save(tensors: dict[str, NDArray[np.float32]], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # a full disk, in safetensors' own words
+        reason = full_disk_reason(error)
+        if reason is None:
+            raise
+        raise StorageError(
+            f"could not write {path}: {reason}. Free some space and run the same command again."
+        ) from error
 
 
 def _described(lane: Lane, settings: EncoderSettings) -> dict[str, Any]:
@@ -311,7 +203,7 @@ def body() -> None:
     pictures = picture_items(queries, images=IMAGES, max_pixels=settings.max_pixels)
     question_lanes = open_lanes(settings.questions, batch_size=settings.batch_size, store=STORE)
     picture_lanes = open_lanes(settings.pictures, batch_size=settings.batch_size, store=STORE)
-    # By length, so that texts of a batch need little padding; then by key, so that batches do not depend on the rows' order.
+    # By length, so that a batch's texts need little padding; then by key, so that batches do not depend on rows' order.
     by_length = sorted(questions, key=lambda item: (len(item.load()), item.key))
     encode_missing(by_length, question_lanes, what="question")
     encode_missing(pictures, picture_lanes, what="picture")

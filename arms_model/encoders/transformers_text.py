@@ -97,7 +97,7 @@ class TransformersTextEncoder:
 
 def _pretrained(name: str) -> Any:
     had_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # its bar would mix with ours
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bar would mix with ours
     try:
         module = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
@@ -107,7 +107,7 @@ def _pretrained(name: str) -> Any:
         ) from None
     finally:
         if had_bar:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     return _without_pooler(module)
 
 

@@ -130,7 +130,8 @@ class VectorStore:
         if list(shape) != [len(packed), self._width]:
             raise StorageError(
                 f"{shard} holds vectors of shape {tuple(shape)}, expected ({len(packed)}, {self._width}) for encoder "
-                f"{self._identity}; vectors are never cut. Remove the folder {shard.parent}; its items are then encoded again."
+                f"{self._identity}; vectors are never cut. Remove the folder {shard.parent}: its items are then "
+                "encoded again."
             )
         return [row.tobytes().hex() for row in packed]
 
