@@ -1,0 +1,1 @@
+"""Baselines that a router must beat: one small file each, all behind `protocol.Baseline`."""
