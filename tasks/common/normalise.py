@@ -7,14 +7,15 @@ In the order of this file:
 3. `read_choice`  a choice's letter, a yes or no, or a choice's own text; `read_letters` a set such as `b,c`.
 4. `judge`        all of it for one output; numbers, units and LaTeX are read by `tasks.common.quantities`.
 
-Every rule is about a way of writing, none about a question or a VLM; cases are in tests/tasks/test_normalise.py.
-In doubt nothing is read: two letters or a negated letter are no answer. The gold answer never decides what is read, only
+Every rule is about a way of writing, none about a question or a VLM; tests/tasks/test_normalise.py has the cases. In
+doubt nothing is read: two letters or a negated letter are no answer. The gold answer never decides what is read, only
 whether it is read as a number, as letters or as words. Nothing here knows files or tables.
 """
 
 import re
+import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -49,6 +50,9 @@ _PHRASE = re.compile(rf"(?:{_ANSWER})(?:\s+(?:{_QUALIFIER}))?\s*(?:(?:{_LINK})\s
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _SENTENCE_END = re.compile(r"(?:(?<=\w\w\w)|(?<=\d))[.!?](?=\s|$)")
 
+_CLAUSE_END = re.compile(r"[,.;:!?](?=\s|$)")
+_OPENING_LENGTH = 40  # characters; a longer one is reasoning
+
 
 def statements(text: str) -> list[str]:
     r"""Parts of `text` that may state the answer, the most likely first.
@@ -57,8 +61,8 @@ def statements(text: str) -> list[str]:
         text: from `plain_text`.
 
     Returns:
-        What the last `\boxed{...}` or answer phrase says, whichever comes later; without either the last line, then the
-        first.
+        What the last `\boxed{...}` or answer phrase says, whichever comes later; without either the last line, then a
+        short opening of the first, for outputs that answer and then explain.
     """
     box, phrase = _last(_BOX, text), _last(_PHRASE, text)
     if box and (not phrase or box.start() > phrase.start()):
@@ -66,8 +70,11 @@ def statements(text: str) -> list[str]:
     if phrase:  # nothing after it: the output was cut off before its answer
         line = text[phrase.end() :].strip().partition("\n")[0]
         return [line, _SENTENCE_END.split(line)[0]] if line else []
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return [lines[-1], lines[0]] if lines else []
+    first, *others = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    opening = _CLAUSE_END.split(first)[0]
+    if others and len(opening) <= _OPENING_LENGTH:
+        return [others[-1], opening]
+    return [others[-1] if others else first] if first else []
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -103,6 +110,7 @@ _NAMED_LETTER = re.compile(
     r"\s*[\(\[]?([A-Z])(?![\w'])",
     re.IGNORECASE,
 )
+_A_LETTER = re.compile("[A-Za-z]")
 _BRACKETED_LETTER = re.compile(r"[\(\[]([A-Za-z])[\)\]]")
 
 
@@ -139,18 +147,28 @@ def read_choice(statement: str, choices: Sequence[str], language: str = "en") ->
     alike = [place for place, choice in enumerate(choices) if same_answer(statement, choice, language)]
     if alike or len(letters) > 1 or _NEGATION.search(statement):
         return alike[0] if alike else None
-    named = {
-        _place(letter, choices) for letter in _NAMED_LETTER.findall(statement) + _BRACKETED_LETTER.findall(statement)
-    }
-    named = named or {place for place, choice in enumerate(choices) if _mentions(statement, unwrap_latex(choice))}
-    return named.pop() if len(named) == 1 else None
+    named = _NAMED_LETTER.findall(statement) + _BRACKETED_LETTER.findall(statement)
+    return _only({_place(letter, choices) for letter in named})
 
 
-def _mentions(sentence: str, choice: str) -> bool:
-    """Whether a choice's text stands in a sentence as words of its own; the article in "A triangle" is no letter A."""
-    after = r"(?! [a-z])" if len(choice) == 1 else ""
-    flags = re.NOFLAG if len(choice) == 1 else re.IGNORECASE
-    return re.search(rf"(?<![\w.\-]){re.escape(choice)}(?!\w|\.\d){after}", sentence, flags) is not None
+def mentioned_choice(sentence: str, choices: Sequence[str]) -> int | None:
+    """The place of the only choice whose text stands in a sentence as words of its own, or None.
+
+    A text of one letter must be a capital and no article: "A triangle" does not mention choice A.
+    """
+    sentence = unwrap_latex(sentence)
+    if _NEGATION.search(sentence) or len(read_letters(sentence) or ()) > 1:
+        return None
+    found = set()
+    for place, choice in enumerate(map(unwrap_latex, choices)):
+        after, flags = ("(?! [a-z])", re.NOFLAG) if len(choice) == 1 else ("", re.IGNORECASE)
+        if re.search(rf"(?<![\w.\-]){re.escape(choice)}(?!\w|\.\d){after}", sentence, flags):
+            found.add(place)
+    return _only(found)
+
+
+def _only(places: Set[int | None]) -> int | None:
+    return next(iter(places)) if len(places) == 1 else None
 
 
 def _place(letter: str, choices: Sequence[str]) -> int | None:
@@ -188,7 +206,8 @@ def judge(
         output: what the VLM wrote; None and nothing but blanks are no answer.
         answer: the gold: a letter or a choice's text, a number, letters such as `b,c`, or words.
         answer_type: 'choice' or 'free'.
-        choices: the choices' texts in the order of their letters; for 'free' they mark a gold such as `b,c` as letters.
+        choices: the choices' texts in the order of their letters, where they are known; for 'free' they mark a gold
+            such as `b,c` as letters.
         language: the question's, as ISO 639-1.
 
     Returns:
@@ -197,8 +216,8 @@ def judge(
     said = statements(plain_text(output or ""))
     choices = [plain_text(choice) for choice in choices or ()]
     gold = statements(plain_text(answer))[0] if _BOX.search(answer) else plain_text(answer)
-    if answer_type == "choice" and choices:
-        return _judge_choice(said, gold, choices, language)
+    if answer_type == "choice" and (choices or _A_LETTER.fullmatch(gold)):
+        return _judge_choice(said, gold, choices or list(string.ascii_uppercase), language)
     if choices and (letters := read_letters(gold)) and len(letters) == len(re.findall("[a-z]", gold.casefold())):
         read = next(filter(None, map(read_letters, [plain_text(output or ""), *said])), None)
         return Judgement(",".join(sorted(read)) if read else None, read == letters)
@@ -206,9 +225,11 @@ def judge(
 
 
 def _judge_choice(said: list[str], gold: str, choices: list[str], language: str) -> Judgement:
-    is_letter = re.fullmatch("[A-Za-z]", gold) and _place(gold, choices) is not None
+    is_letter = _A_LETTER.fullmatch(gold) and _place(gold, choices) is not None
     right = _place(gold, choices) if is_letter else read_choice(gold, choices, language)
     place = next((place for text in said if (place := read_choice(text, choices, language)) is not None), None)
+    if place is None and said:  # not from the first of many lines, which may weigh what the last one drops
+        place = mentioned_choice(said[0], choices)
     if place is None:
         return Judgement(None, False)
     return Judgement(chr(ord("A") + place) if is_letter else choices[place], place == right)

@@ -49,6 +49,7 @@ SIZES = ["$4 \\mathrm{~cm}$", "$\\frac{3}{4} \\pi$", "$2\\sqrt{3}$", "$45^{\\cir
         ("I would choose option C here", "C", SHAPES, "C"),
         ("Image D", "D", LETTERS, "D"),
         ("B\n\nIt has four equal sides.", "B", SHAPES, "B"),
+        ("Square, as I see it.\n\nIt has four equal sides.", "B", SHAPES, "B"),
         ("<think>Could be C. The answer is C.</think>B", "B", SHAPES, "B"),
         # by the choice's text or value
         ("square", "B", SHAPES, "B"),
@@ -100,6 +101,7 @@ def test_choice_is_read(output: str, answer: str, choices: list[str], predicted:
         ("Bottom", LETTERS),
         ("It is a square or a triangle", SHAPES),
         ("No idea.", SHAPES),
+        ("We look for the square first.\nIt may be a square or a circle.", SHAPES),
         ("46 degrees", SIZES),
         ("4 m", SIZES),  # the choice is 4 cm
         ("145 degrees", ["45 degrees", "90 degrees"]),
@@ -117,6 +119,12 @@ def test_choice_in_doubt_is_no_answer(output: str, choices: list[str]) -> None:
 
 def test_choice_read_but_wrong_is_kept_as_predicted() -> None:
     assert judge("(C) triangle", answer="B", answer_type="choice", choices=SHAPES) == ("C", False)
+
+
+def test_choice_without_known_texts_is_read_by_its_letter() -> None:
+    assert judge("The answer is (b).", answer="B", answer_type="choice", choices=None) == ("B", True)
+    assert judge("C", answer="B", answer_type="choice", choices=[]) == ("C", False)
+    assert judge("A square", answer="A", answer_type="choice", choices=[]) == (None, False)
 
 
 def test_choice_letter_wins_over_a_text_of_another_choice() -> None:
@@ -331,7 +339,9 @@ def test_predicted_number_has_one_form() -> None:
 def test_statements_prefer_what_is_announced_last() -> None:
     assert statements("\\boxed{1}, so the answer is 2") == ["2", "2"]
     assert statements("The answer is 1, no: \\boxed{2}") == ["2"]
-    assert statements("one\ntwo\nthree") == ["three", "one"]
+    assert statements("one, as seen\ntwo\nthree") == ["three", "one"]
+    assert statements("a first line that is much too long to be an answer\nthree") == ["three"]
+    assert statements("red, blue") == ["red, blue"]
     assert statements("") == []
 
 
