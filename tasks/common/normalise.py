@@ -215,7 +215,9 @@ def judge(
     """
     said = statements(plain_text(output or ""))
     choices = [plain_text(choice) for choice in choices or ()]
-    gold = statements(plain_text(answer))[0] if _BOX.search(answer) else plain_text(answer)
+    gold = plain_text(answer)
+    if box := _last(_BOX, gold):
+        gold = _inside_braces(gold[box.end() :])
     if answer_type == "choice" and (choices or _A_LETTER.fullmatch(gold)):
         return _judge_choice(said, gold, choices or list(string.ascii_uppercase), language)
     if choices and (letters := read_letters(gold)) and len(letters) == len(re.findall("[a-z]", gold.casefold())):

@@ -331,6 +331,11 @@ def test_no_output_is_no_answer_and_wrong(output: str | None, answer_type: str) 
     assert judge(output, answer="7", answer_type="free") == (None, False)
 
 
+def test_gold_in_a_box_is_read_from_the_box() -> None:
+    assert judge("3/4", answer="$\\boxed{\\frac{3}{4}}$", answer_type="free").correct
+    assert not judge("3/4", answer="\\boxed{} the answer is:", answer_type="free").correct
+
+
 def test_predicted_number_has_one_form() -> None:
     outputs = ["1,500 grams", "$1500 \\mathrm{~g}$", "The answer is 1500g."]
     assert {judge(output, answer="3", answer_type="free").predicted for output in outputs} == {"1500 g"}
