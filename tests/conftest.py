@@ -101,6 +101,9 @@ class Tree:
         return [str(path.relative_to(self.folder)) for path in self.folder.rglob("*.tmp")]
 
 
+MakeTree = Callable[..., Tree]  # keywords: a section of params and what it holds
+
+
 @pytest.fixture
 def recorded(tmp_path: Path) -> Recorded:
     """A recorded set of the test's own."""
@@ -108,7 +111,7 @@ def recorded(tmp_path: Path) -> Recorded:
 
 
 @pytest.fixture
-def make_tree(tmp_path: Path, recorded: Recorded) -> Callable[..., Tree]:
+def make_tree(tmp_path: Path, recorded: Recorded) -> MakeTree:
     """Make a tree whose params read `recorded`; a keyword replaces a whole section."""
 
     def make(**sections: Any) -> Tree:

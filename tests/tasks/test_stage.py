@@ -1,0 +1,72 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arms_model.errors import ConfigError, DataError, EndpointError, StorageError
+from tasks.common.stage import run_stage
+
+ROOT = Path(__file__).parents[2]
+
+
+def _run(body: str) -> subprocess.CompletedProcess[str]:
+    script = (
+        f"import os, signal, sys, time\nfrom tasks.common.stage import run_stage\ndef body():\n    {body}\n"
+        "sys.exit(run_stage('toy', body))\n"
+    )
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+
+def _raiser(error: Exception) -> Callable[[], None]:
+    def body() -> None:
+        raise error
+
+    return body
+
+
+@pytest.fixture(autouse=True)
+def _signal_handlers_as_before() -> object:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ConfigError("a"), 2), (DataError("b"), 1), (EndpointError("c"), 1), (StorageError("d"), 1)]
+)
+def test_error_on_purpose_ends_with_its_exit_code_and_text(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_stage("toy", _raiser(error)) == code
+    assert capsys.readouterr().err == f"toy: {error}\n"
+
+
+def test_body_that_ends_well_gives_0() -> None:
+    assert run_stage("toy", lambda: None) == 0
+
+
+def test_mistake_of_ours_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_stage("toy", _raiser(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize(("name", "code", "words"), [("SIGINT", 130, "Ctrl-C"), ("SIGTERM", 143, "SIGTERM")])
+def test_signal_ends_with_its_exit_code_and_no_traceback(name: str, code: int, words: str) -> None:
+    result = _run(f"os.kill(os.getpid(), signal.{name}); time.sleep(30)")
+    assert result.returncode == code
+    assert f"toy: stopped by {words}." in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_import_of_a_stage_does_nothing(tmp_path: Path) -> None:
+    stages = ", ".join(f"tasks.{name}" for name in ("queries", "profiles", "collect", "split"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", f"import {stages}"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
