@@ -5,6 +5,7 @@ what sentence vectors reach. Counts with long tails are log(1 + count). The text
 NFKC), so that full-width digits and letters count like plain ones.
 """
 
+import itertools
 import math
 import re
 import unicodedata
@@ -23,42 +24,57 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f]|[^\W
 _OPTION = re.compile(r"(?m)(?:^[ \t]*\(?[A-Ja-j][.):、]|\([A-J]\))[ \t]*(?=\S)")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
-# Per feature: words that stand between word borders (English, German, French, Spanish, Russian, Arabic), and signs of
-# scripts without borders (Chinese, Japanese, Korean, Hindi), which count wherever they stand. Words that mean something
-# else in English ("was", "comment") are left out.
+# Per feature: words (English, German, French, Spanish, Russian, Arabic; `_` joins two that follow each other), and signs
+# of scripts without spaces (Chinese, Japanese, Korean, Hindi), which count wherever they stand. Words that mean
+# something else in English ("was", "comment") are left out.
 _LISTS: dict[str, tuple[str, str]] = {
     "count": (
-        "how many|how much|number of|count|total|wie ?viele?|combien|cu[aá]nt[oa]s?|сколько|كم",
-        "多少|几个|いくつ|何個|何本|몇|कितन"),
-    "what": ("what|quelle?s?|qu[eé]|cu[aá]l|что|ما|ماذا", "什么|何|무엇|क्या"),
-    "which": ("which|welche[rsnm]?|lequel|laquelle|какой|какая|какое|أي", "哪|どの|どれ|어느|어떤|कौन"),
-    "where": ("where|wo|où|d[oó]nde|где|أين", "哪里|どこ|어디|कहाँ"),
-    "who_when": ("who|whose|when|wer|wann|qui|quand|qui[eé]n|cu[aá]ndo|кто|когда|متى", "谁|何时|誰|いつ|누가|언제|कब"),
+        "how_many how_much number_of count total wieviel wieviele wie_viel wie_viele combien cuánto cuántos cuántas "
+        "сколько كم",
+        "多少 几个 いくつ 何個 何本 몇 कितन",
+    ),
+    "what": ("what quel quelle quels quelles que qué cuál что ما ماذا", "什么 何 무엇 क्या"),
+    "which": ("which welche welcher welches lequel laquelle какой какая какое أي", "哪 どの どれ 어느 어떤 कौन"),
+    "where": ("where wo où dónde где أين", "哪里 どこ 어디 कहाँ"),
+    "who_when": ("who whose when wer wann qui quand quién cuándo кто когда متى", "谁 何时 誰 いつ 누가 언제 कब"),
     "why_how": (
-        "why|how|explain|warum|wie|pourquoi|por qu[eé]|c[oó]mo|почему|как|لماذا|كيف",
-        "为什么|怎么|如何|なぜ|왜|어떻게|क्यों"),
-    "yes_no": ("yes|no|true|false|ja|nein|oui|non|s[ií]|да|нет|نعم|لا", "是否|はい|いいえ|예|아니"),
+        "why how explain warum wie pourquoi por_qué cómo почему как لماذا كيف",
+        "为什么 怎么 如何 なぜ 왜 어떻게 क्यों",
+    ),
+    "yes_no": ("yes no true false ja nein oui non sí да нет نعم لا", "是否 はい いいえ 예 아니"),
     "comparison": (
-        "more|less|fewer|than|equal|same|different|larger|smaller|greater|higher|lower|longer|shorter|mehr|weniger|moins|"
-        "m[aá]s|menos|больше|меньше|أكثر|أقل", "比|より|보다"),
+        "more less fewer than equal same different larger smaller greater higher lower longer shorter mehr weniger "
+        "moins más menos больше меньше أكثر أقل",
+        "比 より 보다",
+    ),
     "extreme": (
-        "most|least|maxim(?:um|al)|minim(?:um|al)|largest|smallest|greatest|highest|lowest|longest|shortest|first|last|"
-        "meisten?|mayor|menor", "最|一番|가장|सबसे"),
-    "negation": ("not|never|none|except|without|nicht|keine?|pas|sans|не|ليس", "不|没|ない|않|नहीं"),
+        "most least maximum maximal minimum minimal largest smallest greatest highest lowest longest shortest first "
+        "last meiste meisten mayor menor",
+        "最 一番 가장 सबसे",
+    ),
+    "negation": ("not never none except without nicht kein keine pas sans не ليس", "不 没 ない 않 नहीं"),
     "shape": (
-        "angles?|triangles?|circles?|squares?|rectangles?|polygons?|lines?|radius|area|perimeter|length|degrees?|Winkel|"
-        "Dreiecks?|cercles?|[aá]ngulos?|угол|круг", "三角|角|圆|円|面积|面積|각형"),
+        "angle angles triangle triangles circle circles square squares rectangle rectangles polygon polygons line "
+        "lines radius area perimeter length degree degrees winkel dreieck cercle ángulo угол круг",
+        "三角 角 圆 円 面积 面積 각형",
+    ),
     "chart": (
-        "graphs?|charts?|plots?|ax[ie]s|tables?|bars?|legend|functions?|curves?|diagrams?",
-        "表|图|図|グラフ|그래프"),
+        "graph graphs chart charts plot plots axis axes table tables bar bars legend function functions curve curves "
+        "diagram diagrams",
+        "表 图 図 グラフ 그래프",
+    ),
     "colour": (
-        "red|blue|green|yellow|orange|purple|black|white|gr[ae]y|brown|pink|colou?r(?:s|ed)?",
-        "红|蓝|绿|黄|赤|青|緑|색"),
+        "red blue green yellow orange purple black white gray grey brown pink color colors colored colour colours "
+        "coloured",
+        "红 蓝 绿 黄 赤 青 緑 색",
+    ),
     "task": (
-        "if|given|suppose|determine|calculate|compute|find|solve|estimate|evaluate|wenn|falls|si|если",
-        "如果|求|もし|만약"),
-}  # fmt: skip
-_PATTERNS = {name: re.compile(rf"\b(?:{words})\b|{signs}", re.IGNORECASE) for name, (words, signs) in _LISTS.items()}
+        "if given suppose determine calculate compute find solve estimate evaluate wenn falls si если",
+        "如果 求 もし 만약",
+    ),
+}
+_WORDS = {name: frozenset(words.split()) for name, (words, _) in _LISTS.items()}
+_SIGNS = {name: tuple(signs.split()) for name, (_, signs) in _LISTS.items()}
 
 NAMES: tuple[str, ...] = (
     "log_characters", "log_words", "log_lines", "log_sentences", "mean_word_length", "distinct_word_share",
@@ -79,7 +95,8 @@ class SurfaceEncoder:
 
     def prepare(self, item: str) -> NDArray[np.float32]:
         """The text's numbers, (width,) float32."""
-        return np.array([surface_numbers(item)[name] for name in NAMES], dtype=np.float32)
+        numbers = surface_numbers(item)
+        return np.array([numbers[name] for name in NAMES], dtype=np.float32)
 
     def encode(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """The prepared numbers, (B, width) float32."""
@@ -96,12 +113,17 @@ def surface_numbers(text: str) -> dict[str, float]:
         One finite number for each of `NAMES`.
     """
     text = unicodedata.normalize("NFKC", text)
-    counts = {f"log_{name}_words": _log_count(len(pattern.findall(text))) for name, pattern in _PATTERNS.items()}
-    return _length_numbers(text) | _option_numbers(text) | _sign_numbers(text) | _script_numbers(text) | counts
-
-
-def _length_numbers(text: str) -> dict[str, float]:
     words = [word.lower() for word in _WORD.findall(text)]
+    return (
+        _length_numbers(text, words)
+        | _option_numbers(text)
+        | _sign_numbers(text)
+        | _script_numbers(text)
+        | _word_numbers(text, words)
+    )
+
+
+def _length_numbers(text: str, words: list[str]) -> dict[str, float]:
     return {
         "log_characters": _log_count(len(text)),
         "log_words": _log_count(len(words)),
@@ -141,6 +163,14 @@ def _script_numbers(text: str) -> dict[str, float]:
         "upper_case_share": _share(joined, str.isupper),
         "other_script_share": _share(joined, lambda sign: ord(sign) > 0x24F),  # beyond Latin Extended-B
         "unspaced_script_share": _share(joined, lambda sign: bool(_WORD.fullmatch(sign)) and ord(sign) >= 0x0E00),
+    }
+
+
+def _word_numbers(text: str, words: list[str]) -> dict[str, float]:
+    spoken = [*words, *map("_".join, itertools.pairwise(words))]
+    return {
+        f"log_{name}_words": _log_count(sum(map(listed.__contains__, spoken)) + sum(map(text.count, _SIGNS[name])))
+        for name, listed in _WORDS.items()
     }
 
 

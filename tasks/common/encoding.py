@@ -69,7 +69,7 @@ class Lane:
         vectors = self.encoder.encode(filled)[: len(items)]  # (len(items), width)
         if (bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))).size:
             raise DataError(
-                f"encoder '{self.name}' gave numbers that are not finite for {items[bad[0]].name}; expected finite vectors. "
+                f"encoder '{self.name}' gave numbers that are not finite for {items[bad[0]].name}. "
                 "Drop the query, or choose another encoder."
             )
         self.keys += [item.key for item in items]
