@@ -1,4 +1,4 @@
-"""Where the training loop gets vectors from: kept ones (frozen encoders), or an encoder that runs and learns in the loop.
+"""Where the training loop gets vectors from: kept ones (frozen encoders), or an encoder that learns in the loop.
 
 The loop asks for rows by their numbers and does not know which of the two it got.
 """

@@ -1,8 +1,8 @@
 """Stage `train_base`: the base router, trained on all labelled pairs of the base pool.
 
 Reads queries, split, embed, `label/base` and `profiles/base`: nothing of the new pool, so a new VLM leaves it
-untouched. Writes `models/train_base/`, `metrics/train_base.json`, `curves/train_base.csv`. A stopped run goes on from its last
-checkpoint under `.arms/checkpoints/`.
+untouched. Writes `models/train_base/`, `metrics/train_base.json`, `curves/train_base.csv`. A stopped run goes on from
+its last checkpoint under `.arms/checkpoints/`.
 
 Source: arXiv 2606.08970, section 4.3, equation 1. Run: `python -m tasks.train_base`, or `dvc repro train_base`.
 """

@@ -1,8 +1,8 @@
 """Stage `train_independent`: a second router over the new VLMs only; Algorithm 1 joins it with the base router.
 
 Reads queries, split, embed, `label/new` and `profiles/new`, nothing of `train_base`. Writes
-`models/train_independent/`, `metrics/train_independent.json`, `curves/train_independent.csv`. Without new VLMs it writes
-that there is nothing to learn.
+`models/train_independent/`, `metrics/train_independent.json`, `curves/train_independent.csv`. Without new VLMs it
+writes that there is nothing to learn.
 
 Source: arXiv 2606.08970, section 4.3 (independent training). Run: `python -m tasks.train_independent`, or `dvc repro`.
 """
