@@ -18,7 +18,8 @@ FULL = VlmFacts(
 def test_sentence_says_all_that_is_known() -> None:
     assert profile_sentence(FULL) == (
         "Toy-VL 7B is a vision-language model by Toy Lab with 7.3 billion parameters, "
-        "the architecture mixture of experts, the language model ToyLM-7B and the vision model ToyViT-L, answering in English, German and Hindi, "
+        "the architecture mixture of experts, the language model ToyLM-7B and the vision model ToyViT-L, "
+        "answering in English, German and Hindi, "
         "released in March 2024."
     )
 
