@@ -188,6 +188,13 @@ def _kept(source: Source, *, batch_size: int = 64) -> Source:
         return KeptVectors(torch.cat(parts).clone())
 
 
+def router_vectors(router: Router, queries: pl.DataFrame) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Question and picture vectors (N, D_q), (N, D_v) of `queries` as `router` takes them."""
+    inputs = frozen(trained_inputs(router, queries, ()))
+    rows = torch.arange(queries.height)
+    return inputs.question.rows(rows).numpy(), inputs.picture.rows(rows).numpy()
+
+
 def training_rows(correct: NDArray[np.float32], splits: NDArray[np.str_], *, drop_unanswered: bool) -> torch.Tensor:
     """Rows of split `train` that have a label; without those that no VLM answers where asked."""
     asked = ~np.isnan(correct)
