@@ -8,15 +8,17 @@ Reads `queries/` and the section `embed` of params.yaml. Writes for this query s
     embed/encoders.json           {encoder's name: {modality, identity, width, settings}}
 
 Vectors of new items go to the store (`tasks.common.vectors`) in shards while the work runs, so a stopped run goes on
-where it was. Pictures are read, checked against their sha256 and decoded in threads while the encoders run
+where it was. Pictures are read, checked against their sha256 and decoded in threads beside the encoders
 (`tasks.common.encoding`).
 
 Run: `python -m tasks.embed`, or `dvc repro embed`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from arms_model.encoders.build import EncoderSettings, build
-from arms_model.encoders.protocol import Modality
+from arms_model.encoders.build import TRAINABLE, EncoderSettings, build
+from arms_model.encoders.protocol import Encoder, Modality
 from arms_model.encoders.question_text import question_text
 from arms_model.errors import DataError, StorageError
 from arms_model.pictures import DEFAULT_MAX_PIXELS, decode_picture, read_bytes
-from tasks.common.encoding import Item, Lane, encode_missing
+from tasks.common.encoding import Item, StoredEncoder, encode_missing
 from tasks.common.files import folder_written_whole, full_disk_reason, write_json
 from tasks.common.params import load_section
 from tasks.common.stage import run_stage
@@ -125,20 +127,18 @@ def _picture_item(key: str, path: Path, max_pixels: int) -> Item:
     return Item(key, f"picture {path}", load)
 
 
-def open_lanes(encoders: dict[str, EncoderSettings], *, batch_size: int, store: Path) -> list[Lane]:
+def open_encoders(encoders: dict[str, EncoderSettings], *, store: Path) -> list[StoredEncoder]:
     """Build the encoders, sorted by name, each with its part of the store.
 
     Raises:
         ConfigError: see `arms_model.encoders.build.build`.
         StorageError: weights or shards that are not what they should be.
     """
-    lanes = []
-    for name, settings in sorted(encoders.items()):
-        encoder = build(settings)
-        lanes.append(
-            Lane(name, encoder, VectorStore(store, identity=encoder.identity, width=encoder.width), batch_size)
-        )
-    return lanes
+    built = [(name, build(settings)) for name, settings in sorted(encoders.items())]
+    return [
+        StoredEncoder(name, encoder, VectorStore(store, identity=encoder.identity, width=encoder.width))
+        for name, encoder in built
+    ]
 
 
 def seal(
@@ -147,7 +147,7 @@ def seal(
     queries: pl.DataFrame,
     questions: list[Item],
     pictures: list[Item],
-    lanes: list[Lane],
+    encoders: list[StoredEncoder],
     settings: dict[str, EncoderSettings],
 ) -> None:
     """Write this query set's vectors out of the stores; the same content gives the same bytes.
@@ -157,12 +157,12 @@ def seal(
         queries: table `queries`, sorted by query_id.
         questions: one item per query, in the same order.
         pictures: one item per distinct picture.
-        lanes: the encoders with their stores.
+        encoders: the encoders with their stores.
         settings: the encoders' settings by name.
     """
     for modality, items in (("question", questions), ("picture", pictures)):
         keys = [item.key for item in items]
-        tensors = {lane.name: lane.store.read(keys) for lane in lanes if lane.encoder.modality == modality}
+        tensors = {x.name: x.store.read(keys) for x in encoders if x.encoder.modality == modality}
         _save(tensors, folder / f"{modality}s.safetensors")
     row_of = {item.key: row for row, item in enumerate(pictures)}
     index = pl.DataFrame(
@@ -174,7 +174,7 @@ def seal(
         schema={"query_id": pl.String, "question_row": pl.Int32, "picture_row": pl.Int32},
     )
     write_parquet(folder / "index.parquet", index)
-    write_json(folder / "encoders.json", {lane.name: _described(lane, settings[lane.name]) for lane in lanes})
+    write_json(folder / "encoders.json", {x.name: _described(x.encoder, settings[x.name]) for x in encoders})
 
 
 def _save(tensors: dict[str, NDArray[np.float32]], path: Path) -> None:
@@ -189,9 +189,8 @@ def _save(tensors: dict[str, NDArray[np.float32]], path: Path) -> None:
         ) from error
 
 
-def _described(lane: Lane, settings: EncoderSettings) -> dict[str, Any]:
+def _described(encoder: Encoder, settings: EncoderSettings) -> dict[str, Any]:
     given = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
-    encoder = lane.encoder
     return {"modality": encoder.modality, "identity": encoder.identity, "width": encoder.width, "settings": given}
 
 
@@ -201,21 +200,39 @@ def body() -> None:
     queries = read_table(QUERIES, "queries").sort("query_id")
     questions = question_items(queries)
     pictures = picture_items(queries, images=IMAGES, max_pixels=settings.max_pixels)
-    question_lanes = open_lanes(settings.questions, batch_size=settings.batch_size, store=STORE)
-    picture_lanes = open_lanes(settings.pictures, batch_size=settings.batch_size, store=STORE)
-    # By length, so that a batch's texts need little padding; then by key, so that batches do not depend on rows' order.
-    by_length = sorted(questions, key=lambda item: (len(item.load()), item.key))
-    encode_missing(by_length, question_lanes, what="question")
-    encode_missing(pictures, picture_lanes, what="picture")
+    question_encoders = open_encoders(settings.questions, store=STORE)
+    picture_encoders = open_encoders(settings.pictures, store=STORE)
+    with _one_torch_thread(settings):
+        # By length, so that a batch's texts need little padding; then by key, so that rows' order decides nothing.
+        by_length = sorted(questions, key=lambda item: (len(item.load()), item.key))
+        encode_missing(by_length, question_encoders, batch_size=settings.batch_size, what="question")
+        encode_missing(pictures, picture_encoders, batch_size=settings.batch_size, what="picture")
     with folder_written_whole(OUTPUT) as folder:
         seal(
             folder,
             queries=queries,
             questions=questions,
             pictures=pictures,
-            lanes=[*question_lanes, *picture_lanes],
+            encoders=[*question_encoders, *picture_encoders],
             settings=settings.questions | settings.pictures,
         )
+
+
+@contextlib.contextmanager
+def _one_torch_thread(settings: EmbedSettings) -> Iterator[None]:
+    """Give torch one thread per batch (see `tasks.common.encoding`); it is not imported where nothing needs it."""
+    kinds = {encoder.kind for encoder in (settings.questions | settings.pictures).values()}
+    if kinds.isdisjoint(TRAINABLE):
+        yield
+        return
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def main() -> int:

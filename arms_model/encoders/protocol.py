@@ -47,7 +47,7 @@ class Encoder(Protocol):
         ...
 
     def encode(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
-        """The vectors of prepared items, without gradient.
+        """The vectors of prepared items, without gradient; safe to call from several threads at once.
 
         Args:
             prepared: what `prepare` gave, B of them.

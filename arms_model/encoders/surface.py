@@ -24,8 +24,8 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f]|[^\W
 _OPTION = re.compile(r"(?m)(?:^[ \t]*\(?[A-Ja-j][.):、]|\([A-J]\))[ \t]*(?=\S)")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
-# Per feature: words (English, German, French, Spanish, Russian, Arabic; `_` joins two that follow each other), and signs
-# of scripts without spaces (Chinese, Japanese, Korean, Hindi), which count wherever they stand. Words that mean
+# Per feature: words (English, German, French, Spanish, Russian, Arabic; `_` joins two in a row), and signs of
+# scripts without spaces (Chinese, Japanese, Korean, Hindi), which count wherever they stand. Words that mean
 # something else in English ("was", "comment") are left out.
 _LISTS: dict[str, tuple[str, str]] = {
     "count": (
