@@ -23,6 +23,8 @@ from ruamel.yaml import YAML
 from tasks.common.workspace import make_workspace
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+QUICK_TRAINING = {"epochs": 3, "batching": "by_query", "batch_size": 16, "learning_rate": 0.003}
+PAPER = {"colours": "white", "counts": "lightyellow", "verdicts": "lightgrey"}
 COLOURS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220)}
 VLMS = [
     {"name": "toy-colour-2b", "display_name": "Toy Colour 2B", "provider": "Toy Lab", "pool": "base", "params_b": 2.0},
@@ -154,6 +156,16 @@ def quick_params(recorded: Path) -> dict[str, Any]:
     params["queries"] |= {"folder": str(recorded)}
     params["collect"] |= {"folder": str(recorded)}
     params["embed"] |= {"questions": {"surface": {"kind": "surface"}}, "pictures": {"pixels": {"kind": "pixels"}}}
+    for stage in ("train_base", "train_independent"):
+        params[stage] = {
+            "question_encoders": ["surface"],
+            "picture_encoders": ["pixels"],
+            "profile_encoder": "surface",
+            "network": {"num_experts": 2, "width": 16, "standardise": True},
+            "training": QUICK_TRAINING,
+        }
+    params["cascade_eval"] = {"draws": 200}
+    params["train_incremental"] = {"training": QUICK_TRAINING | {"moving": ["gate", "experts", "head"]}}
     return params
 
 
@@ -177,25 +189,25 @@ def _three_queries(folder: Path, number: int) -> Iterator[dict[str, Any]]:
     yield drawing | _picture(folder, "colours", number, colour, count) | {
         "query_id": f"colours/{number:03d}", "benchmark": "colours", "task": "colour",
         "template": f"colour/{number % 6}",
-        "question": "Which colour have the squares?\nA. red\nB. green\nC. blue", "choices": list(COLOURS),
-        "answer": "ABC"[number % 3], "answer_type": "choice",
+        "question": f"Drawing {number % 6}: which colour have the squares?\nA. red\nB. green\nC. blue",
+        "choices": list(COLOURS), "answer": "ABC"[number % 3], "answer_type": "choice",
     }  # fmt: skip
     yield drawing | _picture(folder, "counts", number, colour, count) | {
         "query_id": f"counts/{number:03d}", "benchmark": "counts", "task": "count", "template": f"count/{number % 6}",
-        "question": "How many squares are there? Answer with a number.", "choices": None, "answer": str(count),
-        "answer_type": "free",
+        "question": f"Drawing {number % 6}: how many squares are there? Answer with a number.",
+        "choices": None, "answer": str(count), "answer_type": "free",
     }  # fmt: skip
     yield drawing | _picture(folder, "verdicts", number, colour, count) | {
         "query_id": f"verdicts/{number:03d}", "benchmark": "verdicts", "task": "odd or even",
-        "template": f"odd/{number % 6}", "question": "Is the number of squares even?", "choices": None,
-        "answer": "No" if count % 2 else "Yes", "answer_type": "free",
+        "template": f"odd/{number % 6}", "question": f"Is the number of squares in drawing {number % 6} even?",
+        "choices": None, "answer": "No" if count % 2 else "Yes", "answer_type": "free",
     }  # fmt: skip
 
 
 def _picture(folder: Path, benchmark: str, number: int, colour: str, count: int) -> dict[str, Any]:
     """Draw `count` squares; two drawings in a row are near-copies and share a group."""
     size = 64 + 2 * number
-    picture = Image.new("RGB", (size, 48), "white")
+    picture = Image.new("RGB", (size, 48), PAPER[benchmark])
     for position in range(count):
         left = 3 + 12 * position
         ImageDraw.Draw(picture).rectangle([left, 10 + number % 2, left + 8, 30], fill=COLOURS[colour])
