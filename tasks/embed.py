@@ -23,19 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from arms_model.encoders.build import TRAINABLE, EncoderSettings, build
 from arms_model.encoders.protocol import Encoder, Modality
 from arms_model.encoders.question_text import question_text
-from arms_model.errors import DataError, StorageError
+from arms_model.errors import DataError
 from arms_model.pictures import DEFAULT_MAX_PIXELS, decode_picture, read_bytes
 from tasks.common.encoding import Item, StoredEncoder, encode_missing
-from tasks.common.files import folder_written_whole, full_disk_reason, write_json
+from tasks.common.files import folder_written_whole, write_json
 from tasks.common.params import load_section
 from tasks.common.stage import run_stage
 from tasks.common.tables import read_table, write_parquet
@@ -163,7 +160,7 @@ def seal(
     for modality, items in (("question", questions), ("picture", pictures)):
         keys = [item.key for item in items]
         tensors = {x.name: x.store.read(keys) for x in encoders if x.encoder.modality == modality}
-        _save(tensors, folder / f"{modality}s.safetensors")
+        (folder / f"{modality}s.safetensors").write_bytes(save(tensors))
     row_of = {item.key: row for row, item in enumerate(pictures)}
     index = pl.DataFrame(
         {
@@ -175,18 +172,6 @@ def seal(
     )
     write_parquet(folder / "index.parquet", index)
     write_json(folder / "encoders.json", {x.name: _described(x.encoder, settings[x.name]) for x in encoders})
-
-
-def _save(tensors: dict[str, NDArray[np.float32]], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # a full disk, in safetensors' own words
-        reason = full_disk_reason(error)
-        if reason is None:
-            raise
-        raise StorageError(
-            f"could not write {path}: {reason}. Free some space and run the same command again."
-        ) from error
 
 
 def _described(encoder: Encoder, settings: EncoderSettings) -> dict[str, Any]:

@@ -58,10 +58,8 @@ def pixel_numbers(picture: Image.Image) -> dict[str, float]:
     width, height = picture.size
     scale = min(1.0, _SIDE / max(width, height))
     small = picture.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX)
-    pixels: NDArray[np.float32] = np.asarray(small, dtype=np.float32) / 255  # (height, width, 3)
-    grey: NDArray[np.float32] = (
-        0.299 * pixels[..., 0] + 0.587 * pixels[..., 1] + 0.114 * pixels[..., 2]
-    )  # (height, width)
+    pixels: NDArray[np.float32] = np.asarray(small, dtype=np.float32) / np.float32(255)  # (height, width, 3)
+    grey = np.asarray(small.convert("L"), dtype=np.float32) / np.float32(255)  # (height, width)
     size = {"log_width": math.log(width), "log_height": math.log(height), "log_aspect": math.log(width / height)}
     return size | _colours(pixels, grey) | _edges(grey) | _ink(grey) | _thumbnail(small)
 
