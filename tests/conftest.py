@@ -78,7 +78,10 @@ class Tree:
     def repro(self, *arguments: str) -> list[str]:
         """`dvc repro`; gives the names of the stages that really ran, in order."""
         result = self.run("dvc", "repro", *arguments)
-        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+        if result.returncode:
+            raise RuntimeError(
+                f"dvc repro ended with {result.returncode}: {result.stdout[-2000:]}{result.stderr[-4000:]}"
+            )
         return [line.split("'")[1] for line in result.stdout.splitlines() if line.startswith("Running stage '")]
 
     def params(self) -> Any:
@@ -95,7 +98,8 @@ class Tree:
         """The hash of a file, or of every file of a folder."""
         place = self.folder / path
         files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
-        assert files, f"nothing stands at {path}"
+        if not files:
+            raise FileNotFoundError(f"nothing stands at {path}")
         return {str(file.relative_to(place)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
     def leftovers(self) -> list[str]:
@@ -123,20 +127,24 @@ def make_tree(tmp_path: Path, recorded: Recorded) -> MakeTree:
 
 
 @pytest.fixture(scope="session")
-def finished_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
-    """A tree in which `dvc repro` ran once, for all tests that only look or work on a copy. Never write into it."""
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tree, list[str]]:
+    """The one whole `dvc repro` of the test session: its tree, and the stages that ran."""
     folder = tmp_path_factory.mktemp("finished")
     tree = write_tree(folder / "tree", recorded=write_recorded(folder / "recorded").folder)
-    tree.repro()
-    yield tree
-    shutil.rmtree(folder)
+    return tree, tree.repro()
+
+
+@pytest.fixture(scope="session")
+def finished_tree(first_run: tuple[Tree, list[str]]) -> Tree:
+    """A tree in which all stages ran, to look at or to copy; never write into it."""
+    return first_run[0]
 
 
 @pytest.fixture
 def copied_tree(finished_tree: Tree, tmp_path: Path) -> Tree:
-    """A copy of the finished tree, DVC's cache and recorded source included, to change at will."""
-    shutil.copytree(finished_tree.folder.parent, tmp_path / "copy", symlinks=True)
-    return Tree(tmp_path / "copy" / "tree")
+    """A copy of the finished tree with its DVC cache, to change at will; it reads the same recorded set."""
+    shutil.copytree(finished_tree.folder, tmp_path / "copy", symlinks=True)
+    return Tree(tmp_path / "copy")
 
 
 def write_tree(folder: Path, *, recorded: Path, sections: dict[str, Any] | None = None) -> Tree:
