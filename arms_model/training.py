@@ -193,7 +193,7 @@ def train(
     while state.epoch < settings.epochs and not state.stop:
         for batch in _remaining(data, settings, seed, state):
             _set_learning_rate(state, settings)
-            loss = _loss(network, data, batch, settings)
+            loss = batch_loss(network, data, batch, settings)
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimiser.step()
@@ -220,6 +220,24 @@ def train(
     for module in modules.values():
         module.eval()
     return state.history
+
+
+def batch_loss(network: ArmsNetwork, data: TrainingData, batch: Batch, settings: TrainingSettings) -> Tensor:
+    """The loss of one batch, with gradient: masked cross-entropy plus the penalties that are on."""
+    fused = network.fuse(data.question.rows(batch.queries), data.picture.rows(batch.queries))
+    if batch.vlms is None:
+        correct = data.correct[batch.queries]
+        logits = network.score(fused, data.profiles.rows(torch.arange(correct.shape[1])))
+        loss = (masked_bce if settings.loss_average == "pairs" else query_averaged_bce)(logits, correct)
+    else:
+        correct = data.correct[batch.queries, batch.vlms]
+        loss = masked_bce(network.score_pairs(fused, data.profiles.rows(batch.vlms), batch.vlms), correct)
+    if settings.balance_penalty:
+        loss = loss + settings.balance_penalty * load_balance(fused.gate_weights)
+    if settings.vlm_vector_penalty and network.head.vlm_vectors is not None:
+        asked = (~torch.isnan(data.correct[data.train])).any(0)  # only VLMs that this run learns are shrunk
+        loss = loss + settings.vlm_vector_penalty * network.head.vlm_vectors[asked].square().mean()
+    return loss
 
 
 @torch.inference_mode()
@@ -309,20 +327,3 @@ def _set_learning_rate(state: LoopState, settings: TrainingSettings) -> None:
         share = min(1.0, 0.04 + 0.96 * done / 0.1) if done < 0.1 else 0.5 * (1 + math.cos(math.pi * (done - 0.1) / 0.9))
     for group in state.optimiser.param_groups:
         group["lr"] = settings.learning_rate * share
-
-
-def _loss(network: ArmsNetwork, data: TrainingData, batch: Batch, settings: TrainingSettings) -> Tensor:
-    fused = network.fuse(data.question.rows(batch.queries), data.picture.rows(batch.queries))
-    if batch.vlms is None:
-        correct = data.correct[batch.queries]
-        logits = network.score(fused, data.profiles.rows(torch.arange(correct.shape[1])))
-        loss = (masked_bce if settings.loss_average == "pairs" else query_averaged_bce)(logits, correct)
-    else:
-        correct = data.correct[batch.queries, batch.vlms]
-        loss = masked_bce(network.score_pairs(fused, data.profiles.rows(batch.vlms), batch.vlms), correct)
-    if settings.balance_penalty:
-        loss = loss + settings.balance_penalty * load_balance(fused.gate_weights)
-    if settings.vlm_vector_penalty and network.head.vlm_vectors is not None:
-        asked = (~torch.isnan(data.correct[data.train])).any(0)  # only VLMs that this run learns are shrunk
-        loss = loss + settings.vlm_vector_penalty * network.head.vlm_vectors[asked].square().mean()
-    return loss

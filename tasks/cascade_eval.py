@@ -1,14 +1,14 @@
 """Stage `cascade_eval`: every strategy, baseline and single VLM on the same test queries.
 
-Rows: the base router on the base pool; incremental training; base and independent router joined by Algorithm 1 at every
-tau; base and incremental router likewise; all baselines; every single VLM; the oracle as the limit. Baselines are fitted
-on the splits train and validation, which the routers used too. Scored against the reference labels where the source
-gives them (column `em_own_labels` scores the same choices against our own).
+Rows: the base router on the base pool; incremental training; base and independent router joined by Algorithm 1 at
+every tau; base and incremental router likewise; all baselines; every single VLM; the oracle as the limit. Baselines are
+fitted on the splits train and validation, which the routers used too. Scored against the reference labels where the
+source gives them (column `em_own_labels` scores the same choices against our own).
 
 Writes `cascade_eval/table.csv` (everything), `cascade_eval/tau.csv` (the sweep), `cascade_eval/metrics.json`.
 
-Source: arXiv 2606.08970, sections 4.4 and 5. Run: `python -m tasks.cascade_eval`, or `dvc repro`; with `--show` it prints
-the stored table.
+Source: arXiv 2606.08970, sections 4.4 and 5. Run: `python -m tasks.cascade_eval`, or `dvc repro`; with `--show` it
+prints the stored table.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What stands beside the router: the baselines by name, fitted on the same training queries, and the labels that count."""
+"""What stands beside the router: baselines by name, fitted on the same training queries, and the labels that count."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from arms_model.baselines.logistic import LogisticPerVlm
-from arms_model.baselines.ridge import HierarchicalRidge
 from numpy.typing import NDArray
 
 from arms_model.baselines.fixed import BestPerTask, BestPerTaskAndAnswerType, BestSingle
 from arms_model.baselines.knn import NearestNeighbours
 from arms_model.baselines.protocol import Baseline, Queries
+from arms_model.baselines.ridge import HierarchicalRidge
 from arms_model.evaluation import Method, by_confidence
 from tasks.common.dataset import label_matrix
 from tasks.common.tables import read_table

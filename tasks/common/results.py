@@ -26,7 +26,7 @@ def write_csv(path: Path, frame: pl.DataFrame) -> None:
 
 
 def headline(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """The lines people read first: routers, baselines and the limit, macro EM with its interval beside each benchmark's.
+    """The lines people read first: routers, baselines and the limit, macro EM with its interval, EM per benchmark.
 
     Args:
         frame: rows of one table (one split or grouping, one pool).
