@@ -209,8 +209,8 @@ def test_picture_over_max_pixels_is_refused(workspace: Path) -> None:
     ("settings", "text"),
     [
         (
-            {"questions": {"pixels": {"kind": "pixels"}}},
-            "questions.pixels: kind 'pixels' encodes pictures; move it there",
+            {"questions": {"text": {"kind": "pixels"}}},
+            "questions.text: kind 'pixels' encodes pictures; move it there",
         ),
         ({"pictures": {}}, "no encoder under pictures; name at least one"),
         ({"pictures": {"surface": {"kind": "pixels"}}}, "encoder name 'surface' stands under questions and pictures"),
