@@ -34,6 +34,27 @@ def query_averaged_bce(logits: Tensor, correct: Tensor) -> Tensor:
     return per_query.sum() / asked.any(-1).sum().clamp_min(1)
 
 
+def contrast(logits: Tensor, correct: Tensor) -> Tensor:
+    """How far predicted differences between VLMs are from the real ones, whatever the query's difficulty.
+
+    The Brier score after confidences and labels have each lost their mean over the query's labelled VLMs. A choice
+    depends on these differences alone; a query that all VLMs get right (or wrong) asks for none. Beyond the paper.
+
+    Args:
+        logits: (B, K).
+        correct: (B, K); 1 right, 0 wrong, NaN not asked.
+
+    Returns:
+        A scalar in [0, 1]: the mean over labelled pairs.
+    """
+    asked = ~torch.isnan(correct)
+    count = asked.sum(-1, keepdim=True).clamp_min(1)
+    confidence = torch.where(asked, torch.sigmoid(logits.float()), torch.zeros_like(correct))
+    label = torch.where(asked, correct, torch.zeros_like(correct))
+    difference = (confidence - confidence.sum(-1, keepdim=True) / count) - (label - label.sum(-1, keepdim=True) / count)
+    return torch.where(asked, difference, torch.zeros_like(difference)).square().sum() / asked.sum().clamp_min(1)
+
+
 def load_balance(gate_weights: Tensor) -> Tensor:
     """How unevenly a batch uses the experts: (B, E) -> scalar from 1 (evenly) to E (one only); beyond the paper."""
     return gate_weights.shape[-1] * gate_weights.mean(0).square().sum()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from arms_model.batches import Batch, Batching, epoch_batches, num_batches
 from arms_model.errors import ConfigError, DataError
-from arms_model.losses import load_balance, masked_bce, query_averaged_bce
+from arms_model.losses import contrast, load_balance, masked_bce, query_averaged_bce
 from arms_model.network import ArmsNetwork
 from arms_model.sources import Source
 
@@ -38,6 +38,10 @@ class TrainingSettings:
         weight_decay: AdamW's, on all weights but what the head keeps per VLM.
         schedule: `constant`, or `one_cycle`: up in the first tenth of the steps, then down to 0 along a cosine.
         loss_average: `pairs` (the paper), or `queries`: each query counts the same however many VLMs answered it.
+        contrast_weight: weight of the contrast loss (`losses.contrast`), which looks only at how VLMs differ on a
+            query, as a choice does; cross-entropy alone mostly learns how hard a query is for all of them.
+        vlm_learning_rate_factor: what the head keeps per VLM learns this many times faster: each of its rows is moved
+            by one VLM's labels alone.
         vlm_vector_penalty: weight of the mean square of the learned vectors `e_k` of the VLMs that are being trained.
         balance_penalty: weight of the load-balancing loss.
         patience: stop after so many epochs without a better validation loss and keep the best epoch's weights; null
@@ -53,6 +57,8 @@ class TrainingSettings:
     weight_decay: float = 1e-2
     schedule: Literal["constant", "one_cycle"] = "constant"
     loss_average: Literal["pairs", "queries"] = "pairs"
+    contrast_weight: float = 0.0
+    vlm_learning_rate_factor: float = 1.0
     vlm_vector_penalty: float = 0.0
     balance_penalty: float = 0.0
     patience: int | None = None
@@ -64,17 +70,20 @@ class TrainingSettings:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        for name in ("weight_decay", "vlm_vector_penalty", "balance_penalty", "checkpoint_every_s"):
+        for name in ("learning_rate", "vlm_learning_rate_factor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "contrast_weight", "vlm_vector_penalty", "balance_penalty", "checkpoint_every_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1, or null for no early stopping, got {self.patience}")
         if not self.moving:
             raise ValueError(f"moving must name at least one of {', '.join(GROUPS)}")
-        if self.batching == "by_pair" and self.loss_average == "queries":
-            raise ValueError("loss_average: queries needs batching: by_query (a batch of pairs holds no whole queries)")
+        if self.batching == "by_pair" and (self.loss_average == "queries" or self.contrast_weight):
+            raise ValueError(
+                "loss_average: queries and contrast_weight need batching: by_query; a batch of pairs holds no whole query"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +238,8 @@ def batch_loss(network: ArmsNetwork, data: TrainingData, batch: Batch, settings:
         correct = data.correct[batch.queries]
         logits = network.score(fused, data.profiles.rows(torch.arange(correct.shape[1])))
         loss = (masked_bce if settings.loss_average == "pairs" else query_averaged_bce)(logits, correct)
+        if settings.contrast_weight:
+            loss = loss + settings.contrast_weight * contrast(logits, correct)
     else:
         correct = data.correct[batch.queries, batch.vlms]
         loss = masked_bce(network.score_pairs(fused, data.profiles.rows(batch.vlms), batch.vlms), correct)
@@ -325,5 +336,6 @@ def _set_learning_rate(state: LoopState, settings: TrainingSettings) -> None:
     if settings.schedule == "one_cycle":
         done = state.steps_done / max(state.num_steps, 1)
         share = min(1.0, 0.04 + 0.96 * done / 0.1) if done < 0.1 else 0.5 * (1 + math.cos(math.pi * (done - 0.1) / 0.9))
-    for group in state.optimiser.param_groups:
-        group["lr"] = settings.learning_rate * share
+    shared, per_vlm = state.optimiser.param_groups
+    shared["lr"] = settings.learning_rate * share
+    per_vlm["lr"] = settings.learning_rate * settings.vlm_learning_rate_factor * share

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from arms_model.losses import load_balance, masked_bce, query_averaged_bce
+from arms_model.losses import contrast, load_balance, masked_bce, query_averaged_bce
 
 NAN = float("nan")
 
@@ -40,3 +40,14 @@ def test_query_average_weighs_queries_alike() -> None:
 def test_load_balance_runs_from_one_to_the_number_of_experts() -> None:
     assert load_balance(torch.full((5, 4), 0.25)).item() == pytest.approx(1.0)
     assert load_balance(torch.tensor([[1.0, 0.0, 0.0, 0.0]])).item() == pytest.approx(4.0)
+
+
+def test_contrast_by_hand() -> None:
+    # Confidences 1/2 and 3/4, labels 1 and 0: centred (-1/8, 1/8) against (1/2, -1/2), so (5/8)^2 on both pairs.
+    loss = contrast(torch.tensor([[0.0, math.log(3), 7.0]]), torch.tensor([[1.0, 0.0, NAN]]))
+    assert loss.item() == pytest.approx((5 / 8) ** 2, abs=1e-6)
+
+
+def test_contrast_does_not_see_what_all_vlms_share() -> None:
+    correct = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, NAN]])
+    assert contrast(torch.full((2, 3), -2.0), correct).item() == pytest.approx(0, abs=1e-9)

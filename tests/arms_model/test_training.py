@@ -204,7 +204,7 @@ def test_training_part_without_labels_is_refused() -> None:
         ({"weight_decay": -1.0}, "weight_decay must not be negative"),
         ({"patience": 0}, "patience must be at least 1"),
         ({"moving": ()}, "moving must name at least one"),
-        ({"batching": "by_pair", "loss_average": "queries"}, "needs batching: by_query"),
+        ({"batching": "by_pair", "loss_average": "queries"}, "need batching: by_query"),
     ],
 )
 def test_settings_refuse_what_cannot_be_run(changes: dict[str, object], text: str) -> None:
