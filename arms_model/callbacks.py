@@ -155,8 +155,13 @@ class Checkpoints(Quiet):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".tmp")
         metadata = {"counters": json.dumps(counters), "fingerprint": json.dumps(self._fingerprint, sort_keys=True)}
-        save_file({name: value.detach().contiguous().clone() for name, value in tensors.items()}, temporary, metadata)
-        temporary.replace(self._path)
+        try:
+            save_file(
+                {name: value.detach().contiguous().clone() for name, value in tensors.items()}, temporary, metadata
+            )
+            temporary.replace(self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
         self._last = time.monotonic()
 
     def _restore(self, state: LoopState) -> None:

@@ -61,7 +61,7 @@ def _temporary(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         yield folder
-    except OSError as error:
+    except Exception as error:  # polars and safetensors raise their own kinds when a write fails
         reason = full_disk_reason(error)
         if reason is None:
             raise

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from arms_model.errors import ArmsError
+from tasks.common.files import full_disk_reason
 
 
 class Terminated(BaseException):
@@ -38,6 +39,12 @@ def run_stage(name: str, body: Callable[[], None]) -> int:
     except ArmsError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
+    except Exception as error:
+        reason = full_disk_reason(error)  # of a write outside `tasks.common.files`, e.g. a checkpoint
+        if reason is None:
+            raise
+        print(f"{name}: could not write: {reason}. Free some space and run the same command again.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return _stopped(name, "Ctrl-C", 130)
     except Terminated:

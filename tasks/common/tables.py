@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 from polars.exceptions import ComputeError
 
-from arms_model.errors import DataError, StorageError
-from tasks.common.files import full_disk_reason, written_whole
+from arms_model.errors import DataError
+from tasks.common.files import written_whole
 
 _TEXT = pl.String()
 SCHEMAS: dict[str, dict[str, pl.DataType]] = {
@@ -85,15 +85,7 @@ def read_parquet(path: Path) -> pl.DataFrame:
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
     """Write any frame as parquet, whole or not at all; the same content gives the same bytes."""
     with written_whole(path) as temporary:
-        try:
-            frame.write_parquet(temporary, compression="zstd", statistics=False)
-        except Exception as error:
-            reason = full_disk_reason(error)
-            if reason is None:
-                raise
-            raise StorageError(
-                f"could not write {path}: {reason}. Free some space and run the same command again."
-            ) from error
+        frame.write_parquet(temporary, compression="zstd", statistics=False)
 
 
 def check_table(frame: pl.DataFrame, table: str, where: str) -> None:

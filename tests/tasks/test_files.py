@@ -84,6 +84,12 @@ def test_full_disk_is_told_from_other_errors(error: BaseException, reason: str |
     assert full_disk_reason(error) == reason
 
 
+def test_full_disk_that_a_library_tells_in_words_becomes_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"a\.bin: the disk is full"), written_whole(tmp_path / "a.bin"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert _names(tmp_path) == []
+
+
 def test_full_disk_becomes_a_storage_error_and_leaves_nothing(tmp_path: Path) -> None:
     # a limit on the size of files stands in for a full disk: the write itself fails in the kernel
     script = (

@@ -49,6 +49,11 @@ def test_body_that_ends_well_gives_0() -> None:
     assert run_stage("toy", lambda: None) == 0
 
 
+def test_full_disk_outside_the_writers_ends_with_1_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_stage("toy", _raiser(RuntimeError("I/O error: No space left on device (os error 28)"))) == 1
+    assert capsys.readouterr().err.startswith("toy: could not write: the disk is full. Free some space")
+
+
 def test_mistake_of_ours_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         run_stage("toy", _raiser(ZeroDivisionError()))
