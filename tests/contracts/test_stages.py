@@ -8,10 +8,35 @@ import grimp
 import pytest
 from ruamel.yaml import YAML
 
-from tasks.common.params import SECTIONS, STAGES
+from arms_model.settings import parse
+from tasks.cascade_eval import CascadeEvalSettings
+from tasks.collect import CollectSettings
+from tasks.common.params import SECTIONS, STAGES, BaseSettings
+from tasks.common.routers import RouterSettings
+from tasks.common.vlms import parse_vlms
+from tasks.embed import EmbedSettings
+from tasks.label import LabelSettings
+from tasks.profiles import ProfilesSettings
+from tasks.queries import QueriesSettings
+from tasks.split import SplitSettings
+from tasks.train_incremental import IncrementalSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+PARAMS = [ROOT / "params.yaml", *PRESETS]
+SETTINGS = {
+    "base": BaseSettings,
+    "queries": QueriesSettings,
+    "profiles": ProfilesSettings,
+    "collect": CollectSettings,
+    "label": LabelSettings,
+    "split": SplitSettings,
+    "embed": EmbedSettings,
+    "train_base": RouterSettings,
+    "train_incremental": IncrementalSettings,
+    "train_independent": RouterSettings,
+    "cascade_eval": CascadeEvalSettings,
+}
 NEW_POOL = {"collect/new.parquet", "label/new.parquet", "profiles/new.parquet", "collect", "label", "profiles"}
 
 
@@ -45,9 +70,29 @@ def test_stages_are_the_task_modules() -> None:
     assert {path.stem for path in (ROOT / "tasks").glob("*.py")} - {"__init__"} == set(STAGES)
 
 
-@pytest.mark.parametrize("path", [ROOT / "params.yaml", *PRESETS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.name)
 def test_params_file_has_every_section(path: Path) -> None:
     assert tuple(_yaml(path)) == SECTIONS
+
+
+@pytest.mark.parametrize("section", SETTINGS)
+@pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.name)
+def test_section_of_params_file_is_what_its_stage_takes(path: Path, section: str) -> None:
+    parse(SETTINGS[section], _yaml(path)[section], section)
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.name)
+def test_params_file_names_vlms_of_both_pools(path: Path) -> None:
+    assert {vlm.pool for vlm in parse_vlms(_yaml(path)["vlms"])} == {"base", "new"}
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.name)
+def test_routers_read_encoders_that_stage_embed_has(path: Path) -> None:
+    params = _yaml(path)
+    for stage in ("train_base", "train_independent"):
+        router = parse(RouterSettings, params[stage], stage)
+        assert {*router.question_encoders, router.profile_encoder} <= set(params["embed"]["questions"])
+        assert set(router.picture_encoders) <= set(params["embed"]["pictures"])
 
 
 @pytest.mark.parametrize("stage", STAGES)
