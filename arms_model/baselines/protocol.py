@@ -6,7 +6,7 @@ in use would. Whatever a baseline fits (means, scalers, PCA), it fits on the tra
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ class Queries:
         task: (N,) str.
         answer_type: (N,) str.
         group: (N,) str, what folds are made from.
+        surface: (N, Ds) float32 surface numbers of the questions, or None. They stand beside the question vectors so
+            that cosines stay those of the text encoder.
     """
 
     question: NDArray[np.float32]
@@ -33,9 +35,10 @@ class Queries:
     task: NDArray[np.str_]
     answer_type: NDArray[np.str_]
     group: NDArray[np.str_]
+    surface: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        counts = {field.name: len(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        counts = {name: len(part) for name, part in self._parts().items()}
         if len(set(counts.values())) > 1:
             raise DataError(f"the parts of the queries differ in their number of rows: {counts}.")
 
@@ -44,7 +47,11 @@ class Queries:
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "Queries":
         """The queries at `rows`, a mask (N,) or row numbers."""
-        return Queries(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
+        return Queries(**{name: part[rows] for name, part in self._parts().items()})
+
+    def _parts(self) -> dict[str, NDArray[Any]]:
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 class Baseline(Protocol):
