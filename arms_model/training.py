@@ -82,7 +82,7 @@ class TrainingSettings:
             raise ValueError(f"moving must name at least one of {', '.join(GROUPS)}")
         if self.batching == "by_pair" and (self.loss_average == "queries" or self.contrast_weight):
             raise ValueError(
-                "loss_average: queries and contrast_weight need batching: by_query; a batch of pairs holds no whole query"
+                "loss_average: queries and contrast_weight need batching: by_query; a batch of pairs has no whole query"
             )
 
 

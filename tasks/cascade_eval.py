@@ -255,9 +255,14 @@ def body() -> None:
     table = load_queries()
     labels = load_labels(table, ["base", "new"])
     scored = scored_labels(table, labels.vlms, labels.correct)
-    question, picture = router_vectors(load_router(MODELS / "train_base"), table)
+    encoders = load_router(MODELS / "train_base").config
     everything = Table(
-        queries=make_queries(table, question=question, picture=picture, group_by=settings.group_by),
+        queries=make_queries(
+            table,
+            question_encoders=tuple(encoders.question_encoders),
+            picture_encoders=tuple(encoders.picture_encoders),
+            group_by=settings.group_by,
+        ),
         splits=load_splits(table),
         scores=load_scores(table, labels.vlms),
     )

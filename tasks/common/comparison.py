@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from arms_model.baselines.logistic import LogisticPerVlm
 from numpy.typing import NDArray
 
 from arms_model.baselines.fixed import BestPerTask, BestPerTaskAndAnswerType, BestSingle
 from arms_model.baselines.knn import NearestNeighbours
+from arms_model.baselines.logistic import LogisticPerVlm
 from arms_model.baselines.protocol import Baseline, Queries
 from arms_model.baselines.ridge import HierarchicalRidge
 from arms_model.evaluation import Method, by_confidence
-from tasks.common.dataset import label_matrix
+from tasks.common.dataset import label_matrix, load_encoders, load_vectors
 from tasks.common.tables import read_table
 
 BEST_SINGLE, BEST_PER_TASK, KNN, RIDGE = "best single", "best per task", "kNN", "ridge"
@@ -31,19 +31,35 @@ BASELINES = {**FIXED, **LEARNED}
 
 
 def make_queries(
-    queries: pl.DataFrame, *, question: NDArray[np.float32], picture: NDArray[np.float32], group_by: str
+    queries: pl.DataFrame, *, question_encoders: Sequence[str], picture_encoders: Sequence[str], group_by: str
 ) -> Queries:
-    """The queries as baselines see them, in the table's order.
+    """The queries as baselines see them, in the table's order, with the kept vectors of the router's encoders.
+
+    Surface numbers stand apart, so that kNN's cosines stay those of the text encoder; where they are all there is, they
+    are the question's vector.
 
     Args:
         queries: N rows.
-        question: (N, D_q) vectors.
-        picture: (N, D_v) vectors.
+        question_encoders: names of encoders of section `embed`.
+        picture_encoders: likewise.
         group_by: column that the groups come from.
     """
-    names = {"benchmark": "benchmark", "task": "task", "answer_type": "answer_type", "group": group_by}
-    columns = {name: np.asarray(queries[column].to_list(), dtype=np.str_) for name, column in names.items()}
-    return Queries(question=question, picture=picture, **columns)
+    kinds = {name: settings.kind for name, settings in load_encoders(question_encoders).items()}
+    surface = [name for name, kind in kinds.items() if kind == "surface"]
+    text = [name for name, kind in kinds.items() if kind != "surface"]
+
+    def column(name: str) -> NDArray[np.str_]:
+        return np.asarray(queries[name].to_list(), dtype=np.str_)
+
+    return Queries(
+        question=load_vectors(queries, "question", text or surface),
+        picture=load_vectors(queries, "picture", picture_encoders),
+        surface=load_vectors(queries, "question", surface) if text and surface else None,
+        benchmark=column("benchmark"),
+        task=column("task"),
+        answer_type=column("answer_type"),
+        group=column(group_by),
+    )
 
 
 def fit_predict(
