@@ -99,7 +99,7 @@ class InputScaler(nn.Module):
 
     @torch.no_grad()
     def fit(self, rows: Tensor) -> None:
-        """Fit on `rows` (N, D): mean, deviation (constant columns become 0) and components scaled to unit variance."""
+        """Fit on `rows` (N, D): mean, deviation (constant columns become 0), components with a mean variance of 1."""
         self.mean.copy_(rows.mean(0))
         deviation = rows.std(0)
         self.scale.copy_(torch.where(deviation > 1e-6, 1 / deviation, torch.zeros_like(deviation)))
@@ -110,8 +110,8 @@ class InputScaler(nn.Module):
         values, vectors = torch.linalg.eigh((standard.double().T @ standard.double()) / len(rows))
         keep = vectors[:, -self.width_out :].flip(1)  # (D, components), largest first
         keep = keep * torch.sign(keep.gather(0, keep.abs().argmax(0, keepdim=True)))
-        spread = values[-self.width_out :].flip(0).clamp_min(1e-8).sqrt()
-        self.projection.copy_(keep / spread)
+        # One scale for all: later components stay smaller, so that their noise is not blown up to the first one's size.
+        self.projection.copy_(keep / values[-self.width_out :].mean().clamp_min(1e-8).sqrt())
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B, D) -> (B, width_out)."""

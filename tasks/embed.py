@@ -50,13 +50,13 @@ class EmbedSettings:
     Attributes:
         questions: encoders of the question text, by a name that the train stages use.
         pictures: encoders of the picture, likewise.
-        batch_size: items an encoder gets at once.
+        batch_size: items an encoder gets at once; above 16 a network's large maps cost more than they save (measured).
         max_pixels: pictures with more pixels are refused.
     """
 
     questions: dict[str, EncoderSettings]
     pictures: dict[str, EncoderSettings]
-    batch_size: int = 32
+    batch_size: int = 16
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:

@@ -67,9 +67,20 @@ class Tree:
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the tree; `python` and `dvc` are those of the tests' own environment."""
-        return subprocess.run(
-            command, cwd=self.folder, env=_environment() | environment, capture_output=True, text=True, timeout=300
-        )
+        environment = self.environment() | environment
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300)
+
+    def environment(self) -> dict[str, str]:
+        """The environment stages run in: the tests' own Python first, nothing sent anywhere, no real data by accident."""
+        kept = {key: value for key, value in os.environ.items() if key not in ("ARMS_REAL_DATA", "PYTHONPATH")}
+        return kept | {
+            "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"],
+            "DO_NOT_TRACK": "1",
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(self.folder / ".dvc/tmp/site"),  # else in /var/tmp, and it stays there
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
 
     def stage(self, name: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run one stage without DVC."""
@@ -250,16 +261,3 @@ def _answer(query: dict[str, Any], vlm: str) -> Iterator[tuple[str, str, str | N
     elif benchmark == "counts":
         output = f"There are {query['_count'] + (0 if is_right else 1)} squares."
     yield query["query_id"], vlm, output, is_right
-
-
-def _environment() -> dict[str, str]:
-    """The environment stages run in: the tests' own Python first, nothing sent anywhere, no real data by accident."""
-    scripts = str(Path(sys.executable).parent)
-    environment = {key: value for key, value in os.environ.items() if key not in ("ARMS_REAL_DATA", "PYTHONPATH")}
-    return environment | {
-        "PATH": scripts + os.pathsep + os.environ["PATH"],
-        "DO_NOT_TRACK": "1",
-        "DVC_NO_ANALYTICS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }

@@ -99,7 +99,9 @@ def _pretrained(name: str) -> Any:
     had_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bar would mix with ours
     try:
-        module = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+        module = AutoModel.from_pretrained(
+            name, use_safetensors=True, dtype=torch.float32, local_files_only=Path(name).is_dir()
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"text encoder '{name}' could not be loaded ({_first_line(error)}); expected a hub name or a local folder "
@@ -116,7 +118,7 @@ def _random(name: str, seed: int) -> Any:
         config = AutoConfig.for_model(name)
     else:
         try:
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, local_files_only=Path(name).is_dir())
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"configuration of text encoder '{name}' could not be read ({_first_line(error)}); expected a model "

@@ -2,8 +2,9 @@
 
 The fixed split tests on a fifth of the data; here every query is scored once by a router that never saw its group.
 Folds are made twice: by `image_group` (new pictures, known templates) and by `template` (unknown templates). The router
-is trained anew per fold and seed with the settings of `train_base`, on both pools' labels at once; its validation part is
-cut from the training folds, and nothing is chosen on the outer fold. Baselines are fitted on the whole training folds.
+is trained anew per fold and seed with the settings of `train_base`, on both pools' labels at once; its validation part
+is cut from the training folds, and nothing is chosen on the outer fold. Baselines are fitted on the whole training
+folds.
 
 Run, after `make real`:
 

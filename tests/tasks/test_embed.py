@@ -2,6 +2,8 @@ import hashlib
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,6 +256,25 @@ def test_stopped_stage_leaves_nothing_half_written_and_goes_on(workspace: Path, 
     assert total == expected
     assert 0 < new < total
     assert load_file(workspace / "embed" / "pictures.safetensors")["pixels"].shape[0] == expected
+
+
+@pytest.mark.parametrize("place", [".arms/vectors", "embed"])
+def test_full_disk_leaves_nothing_half_written(workspace: Path, place: str) -> None:
+    if place == "embed":  # with all vectors in the store, only sealing can fail
+        assert run(workspace).returncode == 0
+        shutil.rmtree(workspace / "embed")
+    result = subprocess.run(
+        [sys.executable, "-m", "tasks.embed"],
+        cwd=workspace, env=environment(), capture_output=True, text=True, timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY)),
+    )  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    assert f"could not write {place}" in result.stderr
+    assert "the file-size limit was met" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (workspace / "embed").exists()
+    assert not list(workspace.rglob("*.tmp"))
+    assert run(workspace).returncode == 0
 
 
 class Reciprocal:

@@ -6,7 +6,9 @@ about to rename it: an audit hook sees that very call and sends the process a re
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -149,6 +151,26 @@ def test_interrupted_stage_leaves_nothing_and_the_next_run_ends_as_if_never_stop
     assert copied_tree.stage(stage).returncode == 0
     for out in outs:
         assert copied_tree.sha256(out) == finished_tree.sha256(out), out
+
+
+def test_ctrl_c_while_repro_trains_ends_both_and_leaves_nothing(copied_tree: Tree) -> None:
+    params = copied_tree.params()
+    params["train_base"]["training"]["epochs"] = 1_000_000
+    copied_tree.write_params(params)
+    # a terminal's Ctrl-C goes to the whole group: to DVC and to the stage
+    with subprocess.Popen(
+        ["dvc", "repro", "train_base"], cwd=copied_tree.folder, env=copied_tree.environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as repro:  # fmt: skip
+        lines = iter(repro.stdout)
+        next(line for line in lines if "steps/s" in line)
+        os.killpg(repro.pid, signal.SIGINT)
+        rest = "".join(lines)
+    assert repro.returncode != 0
+    assert "train_base: stopped by Ctrl-C." in rest
+    assert "Traceback" not in rest
+    assert not (copied_tree.folder / "models/train_base").exists()
+    assert not copied_tree.leftovers()
 
 
 @pytest.mark.parametrize("stage", STAGES)
