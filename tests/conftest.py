@@ -71,7 +71,7 @@ class Tree:
         return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300)
 
     def environment(self) -> dict[str, str]:
-        """The environment stages run in: the tests' own Python first, nothing sent anywhere, no real data by accident."""
+        """What stages run in: the tests' own Python first, nothing sent anywhere, no real data by accident."""
         kept = {key: value for key, value in os.environ.items() if key not in ("ARMS_REAL_DATA", "PYTHONPATH")}
         return kept | {
             "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"],
