@@ -19,11 +19,9 @@ from numpy.typing import NDArray
 
 from arms_model.baselines.features import Features
 from arms_model.baselines.protocol import Queries, vlm_means
-from arms_model.baselines.selection import equal_columns, inner_parts
+from arms_model.baselines.selection import centred_error, equal_columns, inner_parts
 
 _ROUNDS = 20  # of means and ease in turn; they have settled by then
-
-
 DEVIATIONS = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0)
 
 
@@ -58,7 +56,7 @@ class HierarchicalRidge:
         error = np.zeros((len(self.deviations), correct.shape[1]))
         for held in inner_parts(queries.group, correct, num_folds=self.num_inner_folds):
             models = self._fit_all(x[~held], correct[~held])
-            error += np.stack([_centred_error(model.apply(x[held]), correct[held]) for model in models])
+            error += np.stack([centred_error(model.apply(x[held]), correct[held]).sum(axis=0) for model in models])
         for columns in equal_columns(~np.isnan(correct)):
             error[:, columns] = error[:, columns].sum(axis=1, keepdims=True)
         best = error.argmin(axis=0)  # (K,)
@@ -128,11 +126,3 @@ def _ridge(
     moment = scaled.T @ ((targets - mean) * root)  # (D, T)
     found = (np.linalg.solve(gram + shrinkage * np.eye(len(gram)), moment) for shrinkage in shrinkages)
     return [_Linear(weights=weights, intercepts=mean - centre @ weights) for weights in found]
-
-
-def _centred_error(scores: NDArray[np.float64], correct: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Squared error per VLM (K,) after taking away each query's mean error over its VLMs."""
-    asked = ~np.isnan(correct)
-    error = np.where(asked, scores - correct, 0.0)
-    common = error.sum(axis=1) / np.maximum(asked.sum(axis=1), 1)
-    return np.asarray((np.where(asked, error - common[:, None], 0.0) ** 2).sum(axis=0))

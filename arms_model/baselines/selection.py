@@ -1,7 +1,9 @@
 """Choosing a baseline's settings on inner folds of its training part.
 
-The Brier score is the default: choosing by EM follows lucky draws, since most settings choose the same VLM for most
-queries. Both are means over queries, so a query asked of many VLMs weighs no more than one asked of few.
+`brier` is the squared error, `centred` the same after taking away each query's mean error over its VLMs (what it leaves
+is what decides the choice), `em` the share answered wrongly. Choosing by EM follows lucky draws, since most settings
+choose the same VLM for most queries. All are sums over queries, so a query asked of many VLMs weighs no more than one
+asked of few.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from arms_model import metrics
 from arms_model.folds import inner_folds
 
-Criterion = Literal["brier", "em"]
+Criterion = Literal["brier", "centred", "em"]
 Setting = TypeVar("Setting", bound=Hashable)
 
 
@@ -23,7 +25,7 @@ def cost(scores: NDArray[np.floating], correct: NDArray[np.floating], *, criteri
     Args:
         scores: (N, K) in [0, 1].
         correct: (N, K) in {0, 1, NaN}; queries without any label count nothing.
-        criterion: `brier` or `em`.
+        criterion: `brier`, `centred` or `em`.
 
     Returns:
         The sum over queries of the mean squared error over candidates, or the number of queries answered wrongly.
@@ -31,8 +33,16 @@ def cost(scores: NDArray[np.floating], correct: NDArray[np.floating], *, criteri
     asked = ~np.isnan(correct)
     if criterion == "em":
         return float(np.nansum(1 - metrics.outcomes(correct, metrics.choose(scores, asked))))
-    error = np.where(asked, scores - np.where(asked, correct, 0.0), 0.0) ** 2
-    return float((error.sum(axis=1) / np.maximum(asked.sum(axis=1), 1)).sum())
+    squared = centred_error(scores, correct) if criterion == "centred" else np.where(asked, scores - correct, 0.0) ** 2
+    return float((squared.sum(axis=1) / np.maximum(asked.sum(axis=1), 1)).sum())
+
+
+def centred_error(scores: NDArray[np.floating], correct: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Squared error of each pair (N, K) after taking away its query's mean error; 0 where a VLM was not asked."""
+    asked = ~np.isnan(correct)
+    error = np.where(asked, scores - correct, 0.0)
+    common = error.sum(axis=1) / np.maximum(asked.sum(axis=1), 1)
+    return np.asarray(np.where(asked, error - common[:, None], 0.0) ** 2, dtype=np.float64)
 
 
 def inner_parts(

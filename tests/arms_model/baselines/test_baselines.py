@@ -240,6 +240,12 @@ def test_cost_weighs_queries_alike_whatever_their_number_of_labels() -> None:
     assert cost(scores, correct, criterion="em") == 1
 
 
+def test_centred_cost_forgives_what_is_the_same_for_all_vlms_of_a_query() -> None:
+    scores, correct = np.array([[0.2, 0.8, 0.9], [0.3, 0.7, 0.0]]), np.array([[0.5, 1.1, NONE], [0, 1, NONE]])
+    # Errors -.3 and -.3 centre to 0 and 0; +.3 and -.3 stay.
+    assert cost(scores, correct, criterion="centred") == pytest.approx(0.09)
+
+
 def test_cheapest_adds_folds_up_and_has_a_default() -> None:
     assert cheapest([{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 1.0}], "none") == "b"
     assert cheapest([], "none") == "none"
