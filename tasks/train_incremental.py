@@ -32,6 +32,7 @@ from tasks.common.routers import (
     publish_nothing,
     trained_inputs,
     training_rows,
+    use_one_thread_unless_encoders_train,
     validation_rows,
 )
 from tasks.common.stage import run_stage
@@ -88,6 +89,7 @@ def incremental_labels(labels: Labels, query_ids: list[str], *, replay_fraction:
 def body() -> None:
     """The stage's work, from files to files."""
     settings = load_section(STAGE, IncrementalSettings)
+    use_one_thread_unless_encoders_train(())  # encoders stay here
     queries = load_queries()
     labels = load_labels(queries, ["base", "new"])
     splits = load_splits(queries)

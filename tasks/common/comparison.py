@@ -17,6 +17,7 @@ from tasks.common.dataset import label_matrix, load_encoders, load_vectors
 from tasks.common.tables import read_table
 
 BEST_SINGLE, BEST_PER_TASK, KNN, RIDGE = "best single", "best per task", "kNN", "ridge"
+KNN_AND_RIDGE = "mean of kNN and ridge"
 FIXED: dict[str, Callable[[], Baseline]] = {
     BEST_SINGLE: BestSingle,
     BEST_PER_TASK: BestPerTask,
@@ -26,6 +27,7 @@ LEARNED: dict[str, Callable[[], Baseline]] = {
     KNN: NearestNeighbours,
     "logistic regression": LogisticPerVlm,
     RIDGE: HierarchicalRidge,
+    KNN_AND_RIDGE: lambda: MeanOfBaselines([NearestNeighbours(), HierarchicalRidge()]),
 }
 BASELINES = {**FIXED, **LEARNED}
 

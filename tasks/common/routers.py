@@ -84,6 +84,12 @@ class Inputs:
     profiles: Source
 
 
+def use_one_thread_unless_encoders_train(trainable_encoders: Sequence[str]) -> None:
+    """A router over kept vectors is small: more threads only wait for each other, and slow down a busy machine a lot."""
+    if not trainable_encoders:
+        torch.set_num_threads(1)
+
+
 def make_config(settings: RouterSettings, labels: Labels, inputs: Inputs) -> RouterConfig:
     """The configuration of a router over the VLMs of `labels`."""
     return RouterConfig(

@@ -16,6 +16,7 @@ from tasks.common.routers import (
     publish,
     publish_nothing,
     training_rows,
+    use_one_thread_unless_encoders_train,
     validation_rows,
 )
 
@@ -29,6 +30,7 @@ def train_from_scratch(stage: str, pool: str, settings: RouterSettings, *, seed:
         DataError: pool `base` has no labelled training query, or a table is broken.
         ConfigError: a checkpoint of another configuration, an unknown encoder.
     """
+    use_one_thread_unless_encoders_train(settings.trainable_encoders)
     queries = load_queries()
     labels = load_labels(queries, [pool])
     splits = load_splits(queries)

@@ -48,7 +48,6 @@ from tasks.common.comparison import (
     BEST_PER_TASK,
     BEST_SINGLE,
     KNN,
-    RIDGE,
     fit_predict,
     make_queries,
     scored_labels,
@@ -65,7 +64,7 @@ FORMAT = 1  # raised when the way a fold is fitted changes
 ROUTER = "ARMS"
 GROUPINGS = ("image_group", "template")
 VALIDATION_SHARE = 0.15
-REFERENCES = (BEST_SINGLE, BEST_PER_TASK, KNN, RIDGE)
+REFERENCES = (BEST_SINGLE, BEST_PER_TASK, KNN, KNN_AND_RIDGE)
 logger = logging.getLogger(__name__)
 
 
