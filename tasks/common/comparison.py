@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from arms_model.baselines.fixed import BestPerTask, BestPerTaskAndAnswerType, BestSingle
 from arms_model.baselines.knn import NearestNeighbours
 from arms_model.baselines.logistic import LogisticPerVlm
+from arms_model.baselines.mean import MeanOfBaselines
 from arms_model.baselines.protocol import Baseline, Queries
 from arms_model.baselines.ridge import HierarchicalRidge
 from arms_model.evaluation import Method, by_confidence

@@ -48,6 +48,7 @@ from tasks.common.comparison import (
     BEST_PER_TASK,
     BEST_SINGLE,
     KNN,
+    KNN_AND_RIDGE,
     fit_predict,
     make_queries,
     scored_labels,
