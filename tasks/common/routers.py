@@ -85,7 +85,7 @@ class Inputs:
 
 
 def use_one_thread_unless_encoders_train(trainable_encoders: Sequence[str]) -> None:
-    """A router over kept vectors is small: more threads only wait for each other, and slow down a busy machine a lot."""
+    """A router over kept vectors is small: more threads only wait for each other, most of all on a busy machine."""
     if not trainable_encoders:
         torch.set_num_threads(1)
 
