@@ -41,9 +41,8 @@ def save_router(router: Router, folder: Path) -> None:
         ],
         "router": dataclasses.asdict(router.config),
     }
-    (folder / CONFIG).write_text(
-        json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    # Keys stay in their order: that of the encoders is the order in which their vectors stand side by side.
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_router(folder: Path) -> Router:

@@ -76,6 +76,13 @@ def test_stored_and_loaded_router_gives_the_same_confidences(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "weights.safetensors"]
 
 
+def test_encoders_of_a_loaded_router_stand_in_the_order_they_were_given(tmp_path: Path) -> None:
+    # their vectors stand side by side in this order
+    encoders = {name: EncoderSettings(kind="surface") for name in ("surface", "minilm", "numbers")}
+    save_router(fit(dataclasses.replace(make_config(), question_encoders=encoders), make_data()), tmp_path)
+    assert list(load_router(tmp_path).config.question_encoders) == ["surface", "minilm", "numbers"]
+
+
 def test_same_router_is_stored_as_the_same_bytes(tmp_path: Path) -> None:
     stored = []
     for name in ("one", "two"):
