@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from arms_model.calibration import CalibrationSettings, fit_calibration
 from arms_model.callbacks import Checkpoints, Console, EarlyStopping
@@ -84,8 +84,7 @@ def fit_router(
     )
     with torch.no_grad():
         profile_vectors = data.profiles.rows(torch.arange(len(config.vlms))).detach().clone()
-    learnt = [module for source in (data.question, data.picture) for module in source.modules()]
-    modules = dict(zip(config.trainable_encoders, learnt, strict=True)) if start is None else start.encoder_modules
+    modules = _learnt_encoders(config, data) if start is None else start.encoder_modules
     router = Router(
         config=config,
         members=members,
@@ -114,6 +113,14 @@ def run_fingerprint(
     named |= {"seed": seed, "data": _data_digest(data)}
     plain = {name: repr(value) for name, value in sorted(named.items())}
     return {**plain, "digest": hashlib.sha256(repr(plain).encode()).hexdigest()}
+
+
+def _learnt_encoders(config: RouterConfig, data: TrainingData) -> dict[str, nn.Module]:
+    """The modules that learnt in the loop by their encoders' names; both stand in the order of the encoders."""
+    encoders = (*config.question_encoders, *config.picture_encoders)
+    names = [name for name in encoders if name in config.trainable_encoders]
+    modules = [module for source in (data.question, data.picture) for module in source.modules()]
+    return dict(zip(names, modules, strict=True))
 
 
 def _fresh(config: RouterConfig, data: TrainingData) -> ArmsNetwork:
