@@ -74,6 +74,8 @@ class EncodedInLoop:
 
     def rows(self, index: Tensor) -> Tensor:
         """See `Source`; a row asked for twice in one call is encoded once."""
+        if not len(index):
+            return torch.zeros(0, self.width)
         unique, back = torch.unique(index, return_inverse=True)
         items = [self._items[i] for i in unique.tolist()]
         loaded = items if self._load is None else [self._load(item) for item in items]
