@@ -76,6 +76,9 @@ def fit_router(
             fingerprint = run_fingerprint(config, data, training=training, seed=1000 * seed + number)
             path = checkpoints / f"{fingerprint['digest'][:16]}.safetensors"
             callbacks.append(Checkpoints(path, fingerprint=fingerprint, every_s=training.checkpoint_every_s))
+        for source in (data.question, data.picture):
+            for module in source.modules():
+                module.train()  # encoders are built for evaluation; they learn in one mode from the first step on
         histories.append(train(network, data, settings=training, seed=1000 * seed + number, callbacks=callbacks))
         members.append(network)
     logits = mean_logits(members, data, data.validation)

@@ -55,6 +55,9 @@ class KeptVectors:
 class EncodedInLoop:
     """Items that a trainable encoder encodes whenever they are asked for.
 
+    **Decision**: batch norm keeps the means and deviations it came with, also while it trains: else a query's vector
+    would depend on the other rows of its batch, and the encoder would score with other numbers than it learnt with.
+
     Args:
         encoder: the encoder; its module's mode (training or evaluation) is the loop's business.
         items: what `encoder.prepare` takes, by row; or `load`ed first, e.g. a picture from its path.
@@ -79,11 +82,17 @@ class EncodedInLoop:
         unique, back = torch.unique(index, return_inverse=True)
         items = [self._items[i] for i in unique.tolist()]
         loaded = items if self._load is None else [self._load(item) for item in items]
+        self._keep_batch_norm_statistics()
         return self._encoder.forward([self._encoder.prepare(item) for item in loaded])[back]
 
     def modules(self) -> list[nn.Module]:
         """The encoder's module."""
         return [self._encoder.module]
+
+    def _keep_batch_norm_statistics(self) -> None:
+        for layer in self._encoder.module.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
 
 
 class Joined:

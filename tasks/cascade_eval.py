@@ -43,7 +43,7 @@ from tasks.common.comparison import (
 from tasks.common.dataset import Labels, load_labels, load_queries, load_splits
 from tasks.common.files import folder_written_whole, write_json
 from tasks.common.params import load_section, load_seed
-from tasks.common.results import print_headline, rows_frame, write_csv
+from tasks.common.results import print_tables, rows_frame, write_csv
 from tasks.common.routers import NOTHING, router_vectors
 from tasks.common.stage import run_stage
 
@@ -287,7 +287,7 @@ def show() -> None:
         raise DataError(f"{path} is missing; run `dvc repro` first.")
     frame = pl.read_csv(path)
     for (split, pool), part in frame.group_by("split", "pool", maintain_order=True):
-        print_headline(part, f"{split}, {pool} pool: unfiltered EM")
+        print_tables(part, f"{split}, {pool} pool")
 
 
 def main() -> int:

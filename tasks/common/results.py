@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -25,44 +27,47 @@ def write_csv(path: Path, frame: pl.DataFrame) -> None:
         frame.write_csv(temporary, float_precision=6)
 
 
-def headline(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """The lines people read first: routers, baselines and the limit, macro EM with its interval, EM per benchmark.
+def em_lines(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """The lines people read first: macro EM with its interval and difference, EM per benchmark, filtered EM.
 
     Args:
         frame: rows of one table (one split or grouping, one pool).
 
     Returns:
-        Column names, and lines of cells.
+        Column names, and lines of cells: routers, baselines, then the limit, the best first.
     """
     benchmarks = sorted(set(frame["benchmark"].to_list()) - {MACRO})
-    macro = frame.filter(pl.col("benchmark") == MACRO)
-    reference = next(name for name in frame.columns if name.startswith("minus_")).removesuffix("_low")
-    columns = ["method", "macro EM [95 %]", f"minus {reference.removeprefix('minus_').replace('_', ' ')}", "seeds sd"]
-    columns += [*benchmarks, "filtered EM", "gap", "AUROC", "log loss", "Brier", "ECE", "ECE chosen"]
+    reference = next(name for name in frame.columns if name.startswith("minus_"))
+    columns = ["method", "EM", "95 %", reference.replace("_", " "), "95 %", "seeds sd", *benchmarks, "filtered", "gap"]
     em = {(row["benchmark"], row["method"]): row["em"] for row in frame.iter_rows(named=True)}
     lines = []
-    for row in sorted(macro.iter_rows(named=True), key=lambda row: (ORDER[row["kind"]], -row["em"])):
-        cells = [row["method"], f"{_number(row['em'])} [{_number(row['em_low'])}, {_number(row['em_high'])}]"]
-        low, high = row[f"{reference}_low"], row[f"{reference}_high"]
-        cells.append(f"{row[reference]:+.4f} [{low:+.4f}, {high:+.4f}]")
-        cells.append(_number(row["em_seed_sd"]))
+    for row in _macro_rows(frame):
+        cells = [row["method"], _number(row["em"]), _span(row["em_low"], row["em_high"])]
+        cells += [f"{row[reference]:+.4f}", _span(row[f"{reference}_low"], row[f"{reference}_high"], sign="+")]
+        cells += [_number(row["em_seed_sd"])]
         cells += [_number(em.get((benchmark, row["method"]))) for benchmark in benchmarks]
-        cells += [_number(row.get("em_filtered")), _number(row["gap_recovered"], 3)]
-        cells += [_number(row.get(name)) for name in ("auroc", "log_loss", "brier", "ece", "ece_chosen")]
-        lines.append(cells)
+        lines.append([*cells, _number(row.get("em_filtered")), _number(row["gap_recovered"], 3)])
     return columns, lines
 
 
-def print_headline(frame: pl.DataFrame, title: str) -> None:
-    """Print one table on the terminal, with the single VLMs below it as the best three of each benchmark."""
-    columns, lines = headline(frame)
-    console = Console(width=max(180, Console().width), highlight=False)
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
+def pair_lines(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """How well confidences tell right from wrong, macro over benchmarks, where there are any; as `em_lines`."""
+    figures = ["accuracy", "precision", "recall", "f1", "auroc", "log_loss", "brier", "ece", "ece_chosen"]
+    rows = [row for row in _macro_rows(frame) if row.get("auroc") is not None]
+    lines = [[row["method"], *(_number(row[figure]) for figure in figures)] for row in rows]
+    return ["method", *(figure.replace("_", " ") for figure in figures)], lines
+
+
+def print_tables(frame: pl.DataFrame, title: str) -> None:
+    """Print one pool's tables on the terminal, and the best three single VLMs of each benchmark below."""
+    console = Console(width=240, highlight=False)  # a table is as wide as its cells; nothing is cut short
+    for heading, (columns, lines) in ((title, em_lines(frame)), (f"{title}: pairs", pair_lines(frame))):
+        table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
     singles = frame.filter(pl.col("kind") == "single").sort("em", descending=True)
     for benchmark in sorted(set(singles["benchmark"].to_list())):
         best = singles.filter(pl.col("benchmark") == benchmark).head(3)
@@ -70,11 +75,19 @@ def print_headline(frame: pl.DataFrame, title: str) -> None:
         console.print(f"best single VLMs on {benchmark}: {named}")
 
 
-def markdown_headline(frame: pl.DataFrame) -> str:
-    """The same table in Markdown."""
-    columns, lines = headline(frame)
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a Markdown table."""
     rule = ["---", *["---:"] * (len(columns) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, rule, *lines))
+
+
+def _macro_rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
+    rows = frame.filter(pl.col("benchmark") == MACRO).iter_rows(named=True)
+    return sorted(rows, key=lambda row: (ORDER[row["kind"]], -row["em"]))
+
+
+def _span(low: float, high: float, *, sign: str = "") -> str:
+    return f"[{low:{sign}.4f}, {high:{sign}.4f}]"
 
 
 def _number(value: float | None, decimals: int = 4) -> str:

@@ -56,7 +56,7 @@ from tasks.common.comparison import (
 from tasks.common.dataset import Labels, load_labels, load_queries
 from tasks.common.files import read_json, write_json, written_whole
 from tasks.common.params import load_section
-from tasks.common.results import markdown_headline, print_headline, rows_frame, write_csv
+from tasks.common.results import em_lines, markdown, pair_lines, print_tables, rows_frame, write_csv
 from tasks.common.routers import Inputs, RouterSettings, frozen, make_config, make_inputs
 from tasks.common.stage import run_stage
 from tasks.common.tables import read_parquet, write_parquet
@@ -357,11 +357,16 @@ def study(arguments: argparse.Namespace) -> None:
     write_csv(folder / "table.csv", frame)
     for part in parts:
         grouping, pool = part.row(0)[:2]
-        print_headline(part, f"folds by {grouping}, {pool} pool: unfiltered EM, {len(arguments.seeds)} seeds")
+        print_tables(part, f"folds by {grouping}, {pool} pool, {len(arguments.seeds)} seeds")
     print(compare(frame))
-    sections = [f"### Folds by `{p.row(0)[0]}`, {p.row(0)[1]} pool\n\n{markdown_headline(p)}\n" for p in parts]
-    with written_whole(folder / "table.md") as temporary:
-        temporary.write_text("\n".join(sections), encoding="utf-8")
+    with written_whole(folder / "tables.md") as temporary:
+        temporary.write_text("\n".join(markdown_section(part) for part in parts), encoding="utf-8")
+
+
+def markdown_section(part: pl.DataFrame) -> str:
+    """One pool's tables in Markdown."""
+    grouping, pool = part.row(0)[:2]
+    return f"### Folds by `{grouping}`, {pool} pool\n\n{markdown(*em_lines(part))}\n\n{markdown(*pair_lines(part))}\n"
 
 
 def main() -> int:
