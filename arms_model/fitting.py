@@ -73,7 +73,7 @@ def fit_router(
         if training.patience is not None:
             callbacks.append(EarlyStopping(training.patience))
         if checkpoints is not None:
-            fingerprint = run_fingerprint(config, data, training=training, seed=1000 * seed + number)
+            fingerprint = run_fingerprint(config, data, training=training, seed=1000 * seed + number, start=start)
             path = checkpoints / f"{fingerprint['digest'][:16]}.safetensors"
             callbacks.append(Checkpoints(path, fingerprint=fingerprint, every_s=training.checkpoint_every_s))
         for source in (data.question, data.picture):
@@ -104,16 +104,17 @@ def mean_logits(members: Sequence[ArmsNetwork], data: TrainingData, rows: Tensor
 
 
 def run_fingerprint(
-    config: RouterConfig, data: TrainingData, *, training: TrainingSettings, seed: int
+    config: RouterConfig, data: TrainingData, *, training: TrainingSettings, seed: int, start: Router | None = None
 ) -> dict[str, Any]:
     """What a training run is made of, by name, and a digest of it all; a checkpoint is good for this alone.
 
     Returns:
-        A flat mapping with the router's and the training's settings, the seed, the data's sha256 and `digest`.
+        A flat mapping with the router's and the training's settings, the seed, the sha256 of the data and of the
+        weights that are gone on from, and `digest`.
     """
     named: dict[str, Any] = {f"router.{name}": value for name, value in asdict(config).items()}
     named |= {f"training.{name}": value for name, value in asdict(training).items() if name != "checkpoint_every_s"}
-    named |= {"seed": seed, "data": _data_digest(data)}
+    named |= {"seed": seed, "data": _data_digest(data), "start": None if start is None else _weights_digest(start)}
     plain = {name: repr(value) for name, value in sorted(named.items())}
     return {**plain, "digest": hashlib.sha256(repr(plain).encode()).hexdigest()}
 
@@ -148,6 +149,15 @@ def _start_new_columns(network: ArmsNetwork, data: TrainingData, columns: Tensor
     means = torch.nanmean(correct, 0)
     overall = torch.nanmean(correct)
     network.head.start_at(torch.where(torch.isnan(means), overall, means)[columns], columns)
+
+
+def _weights_digest(router: Router) -> str:
+    digest = hashlib.sha256()
+    for module in (*router.members, *router.encoder_modules.values()):
+        for name, value in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _data_digest(data: TrainingData) -> str:

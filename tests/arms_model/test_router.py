@@ -1,5 +1,6 @@
 """Fitting, storing and loading a router; incremental training starts from the base router's weights."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -209,6 +210,22 @@ def test_resumed_fit_gives_the_same_router(tmp_path: Path) -> None:
         for name, value in one.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), name
     assert not list(tmp_path.iterdir())
+
+
+def test_checkpoint_of_incremental_training_is_good_for_its_base_routers_weights_alone() -> None:
+    data, base = make_data(3), fit(make_config(), make_data())
+    other = with_another_head(base)
+    config = make_config(("a", "b", "c"))
+    digests = [run_fingerprint(config, data, training=TRAINING, seed=0, start=start) for start in (base, base, other)]
+    assert digests[0] == digests[1]
+    assert digests[0]["digest"] != digests[2]["digest"]
+
+
+def with_another_head(router: Router) -> Router:
+    members = copy.deepcopy(router.members)
+    with torch.no_grad():
+        members[1].head.project.weight += 1e-3
+    return dataclasses.replace(router, members=members)
 
 
 def test_checkpoint_put_in_the_place_of_another_run_is_refused(tmp_path: Path) -> None:
