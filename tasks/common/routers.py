@@ -237,7 +237,9 @@ def publish(
     calibration = router.calibration
     metrics: dict[str, Any] = {
         "num_vlms": len(router.config.vlms),
-        "num_weights": sum(p.numel() for member in router.members for p in member.parameters()),
+        "num_weights": sum(
+            p.numel() for m in (*router.members, *router.encoder_modules.values()) for p in m.parameters()
+        ),
         "epochs": [len(history) for history in fitted.histories],
         "validation_queries": int(candidates.any(1).sum()),
         "validation_em": _finite(exact_match(outcomes(correct, choose(calibration.apply(logits), candidates)))),

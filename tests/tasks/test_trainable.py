@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,14 @@ def test_means_and_deviations_of_batch_norm_stay_those_of_the_pretrained_weights
     assert any(name.endswith("running_var") for name in kept)
     for name, value in kept.items():
         assert torch.equal(found[name], value), name
+
+
+def test_metrics_count_the_weights_of_trained_encoders_too(tree: Tree) -> None:
+    metrics = json.loads(Path("metrics/train_base.json").read_text())
+    router = load_router(Path("models/train_base"))
+    counts = [sum(p.numel() for p in m.parameters()) for m in (*router.encoder_modules.values(), *router.members)]
+    assert metrics["num_weights"] == sum(counts)
+    assert counts[:2] == [3_371_008, 22_565_376]  # EfficientNet-Lite0 without its classifier; MiniLM without its pooler
 
 
 def test_only_named_encoders_are_stored(tree: Tree) -> None:
