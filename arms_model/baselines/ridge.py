@@ -23,6 +23,7 @@ from arms_model.baselines.selection import centred_error, equal_columns, inner_p
 
 _ROUNDS = 20  # of means and ease in turn; they have settled by then
 DEVIATIONS = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0)
+_EDGE = 0.05  # values nearer than this to 0 or 1 are bent
 
 
 class HierarchicalRidge:
@@ -68,8 +69,8 @@ class HierarchicalRidge:
         )
 
     def predict(self, queries: Queries) -> NDArray[np.float64]:
-        """The regression's values, kept inside [0, 1]: (N, K)."""
-        return np.clip(self._model.apply(self._features.apply(queries)), 0.0, 1.0)
+        """The regression's values, brought into (0, 1) in their order: (N, K)."""
+        return into_unit(self._model.apply(self._features.apply(queries)))
 
     def _fit_all(self, x: NDArray[np.float32], correct: NDArray[np.floating]) -> "list[_Linear]":
         """One model per setting of the grid."""
@@ -98,6 +99,25 @@ class _Linear:
 
     def apply(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         return np.asarray(x @ self.weights + self.intercepts)
+
+
+def into_unit(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Bring a regression's values into (0, 1) and keep their order.
+
+    Cutting them off at 0 and 1 would tie the VLMs that lie beyond, and a tie is decided by name. So values up to 0.05
+    from either end stay as they are, and what lies further out is bent towards the end by a hyperbola that goes on with
+    slope 1: 1 becomes 0.975, 1.05 becomes 0.983. It falls slowly enough for half precision to keep most of the order.
+
+    Args:
+        values: any real numbers, any shape.
+
+    Returns:
+        The same shape, float64, in (0, 1).
+    """
+    from_middle = np.asarray(values, dtype=np.float64) - 0.5
+    beyond = np.maximum(np.abs(from_middle) - (0.5 - _EDGE), 0.0) / _EDGE
+    bent = np.sign(from_middle) * (0.5 - _EDGE / (1 + beyond))
+    return np.asarray(0.5 + np.where(beyond > 0, bent, from_middle), dtype=np.float64)
 
 
 def _two_way(correct: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -13,7 +13,7 @@ from arms_model.baselines.knn import NearestNeighbours, Neighbours
 from arms_model.baselines.logistic import LogisticPerVlm
 from arms_model.baselines.mean import MeanOfBaselines
 from arms_model.baselines.protocol import Baseline, Queries, vlm_means
-from arms_model.baselines.ridge import HierarchicalRidge
+from arms_model.baselines.ridge import HierarchicalRidge, into_unit
 from arms_model.baselines.selection import cheapest, cost, equal_columns
 from arms_model.errors import DataError
 
@@ -225,6 +225,36 @@ def test_ridge_shrinks_to_the_means_and_fits_without_shrinkage() -> None:
     loose = HierarchicalRidge(deviations=(1e-3,))
     loose.fit(queries, correct)
     assert np.ptp(loose.predict(queries)[:, 0]) > 0.5
+
+
+def test_ridge_values_are_bent_by_hand_beyond_the_edges_alone() -> None:
+    inside = np.array([0.05, 0.3, 0.5, 0.95])
+    np.testing.assert_allclose(into_unit(inside), inside, atol=1e-12)
+    # 1 lies 0.05 = one edge beyond 0.95: 1 - 0.05 / 2. 1.05 lies two beyond: 1 - 0.05 / 3; -0.05 mirrors it.
+    np.testing.assert_allclose(into_unit(np.array([1.0, 1.05, -0.05])), [1 - 0.05 / 2, 1 - 0.05 / 3, 0.05 / 3])
+
+
+def test_ridge_keeps_the_order_of_vlms_that_fit_beyond_1() -> None:
+    values = np.linspace(-2, 3, 1001)
+    bent = into_unit(values)
+    assert (np.diff(bent) > 0).all()
+    assert bent.min() > 0
+    assert bent.max() < 1
+
+
+def test_ridge_fitted_beyond_1_chooses_the_higher_vlm_and_not_the_first_by_name() -> None:
+    # Both VLMs' labels rise along the question; the second's rise steeper, so far out it is the better one, and both
+    # lie beyond 1 there.
+    x = np.linspace(-1, 1, 200)
+    plain = cell(["one"] * 200, ["t"] * 200, ["free"] * 200)
+    queries = dataclasses.replace(plain, question=np.stack([x, -x], axis=1).astype(np.float32))
+    correct = np.stack([x > -0.2, x > 0], axis=1).astype(np.float32)
+    ridge = HierarchicalRidge(deviations=(1e-3,), shared=1e-3)
+    ridge.fit(queries, correct)
+    far = dataclasses.replace(queries, question=queries.question * 9).take(np.array([199]))
+    (scores,) = ridge.predict(far)
+    assert scores.min() > 0.975  # the values are above 1
+    assert scores[1] > scores[0]
 
 
 def test_mean_of_baselines_is_the_mean_of_the_parts() -> None:
