@@ -20,6 +20,11 @@ _FULL = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file-size limit was met",
 }
+_REFUSED = {
+    errno.EACCES: "you may not write there",
+    errno.EPERM: "you may not write there",
+    errno.EROFS: "the file system is read-only",
+}
 
 
 @contextlib.contextmanager
@@ -41,6 +46,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 def folder_written_whole(path: Path) -> Iterator[Path]:
     """Like `written_whole` for a whole folder; what stood at `path` before is replaced.
 
+    A folder cannot be renamed over one that is not empty, so the old one steps aside first, and comes back when
+    anything stops the new one from taking its place.
+
     Raises:
         StorageError: the disk is full, or the place cannot be written.
     """
@@ -48,9 +56,15 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         temporary = folder / path.name
         temporary.mkdir()
         yield temporary
-        if path.exists():
-            path.replace(folder / f"{path.name}.old")
-        temporary.replace(path)
+        old = folder / f"{path.name}.old"
+        try:
+            if path.exists():
+                path.replace(old)
+            temporary.replace(path)
+        except BaseException:  # also Ctrl-C
+            if old.exists() and not path.exists():
+                old.replace(path)
+            raise
 
 
 @contextlib.contextmanager
@@ -62,16 +76,27 @@ def _temporary(path: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         yield folder
     except Exception as error:  # polars and safetensors raise their own kinds when a write fails
-        reason = full_disk_reason(error)
-        if reason is None:
+        if (reason := full_disk_reason(error)) is not None:
+            advice = "free some space"
+        elif (reason := _refused_reason(error, folder)) is not None:
+            advice = f"make {path.parent} writable, or work in another folder,"
+        else:
             raise
         raise StorageError(
-            f"could not write {path}: {reason}. Nothing half-written was left; free some space and run the same "
-            "command again."
+            f"could not write {path}: {reason}. Nothing half-written was left; {advice} and run the same command again."
         ) from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refused_reason(error: Exception, folder: Path | None) -> str | None:
+    """Say in words that the place we write to refused us; None for all else, such as an input that may not be read."""
+    if not isinstance(error, OSError) or error.errno not in _REFUSED:
+        return None
+    names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    is_ours = folder is None or any(name.is_relative_to(folder) for name in names)
+    return _REFUSED[error.errno] if is_ours else None
 
 
 def full_disk_reason(error: BaseException) -> str | None:

@@ -55,6 +55,77 @@ def test_stopped_folder_leaves_the_old_one(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["out"]
 
 
+def test_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    with pytest.raises(FileNotFoundError), folder_written_whole(path) as temporary:
+        temporary.rmdir()  # so that the old folder is set aside and the rename of the new one fails
+    assert _names(path) == ["old.txt"]
+    assert _names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2])
+@pytest.mark.parametrize("is_before", [True, False])
+def test_folder_stopped_at_each_rename_is_the_old_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int, is_before: bool
+) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    replace, count = Path.replace, 0
+
+    def stopped(self: Path, target: Path) -> Path:
+        nonlocal count
+        count += 1
+        if count == stopped_at and is_before:
+            raise KeyboardInterrupt
+        found = replace(self, target)
+        if count == stopped_at:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt), folder_written_whole(path) as temporary:
+        (temporary / "new.txt").write_text("new")
+    is_new = stopped_at == 2 and not is_before
+    assert _names(path) == (["new.txt"] if is_new else ["old.txt"])
+    assert _names(tmp_path) == ["out"]
+
+
+def test_place_that_may_not_be_written_becomes_a_storage_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from arms_model.errors import StorageError\n"
+        "from tasks.common.files import folder_written_whole, written_whole\n"
+        "if os.geteuid() == 0:\n"
+        "    os.setuid(65534)  # root may write anywhere\n"
+        "for write in (written_whole, folder_written_whole):\n"
+        "    try:\n"
+        "        with write(Path(sys.argv[1])):\n"
+        "            print('written')\n"
+        "    except StorageError as error:\n"
+        "        print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "a.bin")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    tmp_path.chmod(0o755)
+    assert result.stdout.count("a.bin: you may not write there") == 2
+    assert f"make {tmp_path} writable, or work in another folder, and run the same command again" in result.stdout
+
+
+def test_input_that_may_not_be_read_is_no_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), written_whole(tmp_path / "a.bin"):
+        raise PermissionError(13, "Permission denied", "/elsewhere/input.csv")
+
+
+def test_read_only_file_system_becomes_a_storage_error(tmp_path: Path) -> None:
+    expected = r"a\.bin: the file system is read-only"
+    with pytest.raises(StorageError, match=expected), written_whole(tmp_path / "a.bin") as temporary:
+        raise OSError(30, "Read-only file system", str(temporary))
+
+
 def test_json_comes_back_as_written_with_sorted_keys(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": [1, "é"], "a": None})
     assert read_json(tmp_path / "a.json") == {"a": None, "b": [1, "é"]}
