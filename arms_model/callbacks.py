@@ -1,11 +1,12 @@
 """What happens around the training loop: the console, early stopping, checkpoints. One door each, none needed.
 
-Order matters where two of them write the state: early stopping before the checkpoint, so that a checkpoint holds the
-best weights that the epoch just finished may have set.
+Order matters: early stopping before the checkpoint, so that a checkpoint holds the best weights that the epoch just
+finished may have set; the console last, so that it counts from where a checkpoint was resumed.
 """
 
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Console(Quiet):
     def on_start(self, state: LoopState) -> None:
         """Start counting."""
         self._progress = Progress(state.num_steps, self._what, "step")
+        self._progress.update(state.steps_done)  # a resumed run starts where it was
 
     def on_step(self, state: LoopState) -> None:
         """Count on."""
@@ -85,6 +87,10 @@ class EarlyStopping(Quiet):
     def on_epoch(self, state: LoopState) -> None:
         """Remember a better epoch, or stop."""
         losses = [record["validation_loss"] for record in state.history]
+        if math.isnan(losses[-1]):
+            if len(losses) == 1:
+                logger.warning("no validation labels: all epochs are trained and the last one's weights kept")
+            return
         if losses[-1] < state.best_loss:
             state.best_loss = losses[-1]
             state.best = {name: value.clone() for name, value in state.weights().items()}
@@ -98,7 +104,7 @@ class EarlyStopping(Quiet):
 
 
 class Checkpoints(Quiet):
-    """Save the whole run now and then, and go on from a saved one; the file is gone when training ends well.
+    """Save the whole run now and then and at its end, and go on from a saved one.
 
     A resumed run ends with the weights that an uninterrupted one would have. The file is safetensors: weights, the
     optimiser's moments, the state of the random numbers; counters and history stand in its metadata.
@@ -137,12 +143,14 @@ class Checkpoints(Quiet):
         self._save_when_due(state)
 
     def on_end(self, state: LoopState) -> None:
-        """Nothing left to resume."""
-        self._path.unlink(missing_ok=True)
+        """Keep the finished run too: a fit of several members that is stopped later does not train this one again."""
+        self._save(state)
 
     def _save_when_due(self, state: LoopState) -> None:
-        if time.monotonic() - self._last < self._every_s:
-            return
+        if time.monotonic() - self._last >= self._every_s:
+            self._save(state)
+
+    def _save(self, state: LoopState) -> None:
         tensors = {f"weights.{name}": value for name, value in state.weights().items()}
         tensors |= {f"best.{name}": value for name, value in state.best.items()}
         for number, moments in state.optimiser.state_dict()["state"].items():

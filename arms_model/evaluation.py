@@ -9,8 +9,8 @@ beside it with its number of queries. Pair figures are always unfiltered.
 Source: arXiv 2606.08970, section 5.1.2 (EM, Accuracy, Precision, Recall, F1); intervals and calibration are ours.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -69,6 +69,8 @@ class Method:
         chosen: (S, N) int64 columns, one line per seed, -1 without a candidate; None for `random` and `oracle`.
         column: of a single VLM, the column it is.
         confidences: (S, N, K) float in [0, 1]; None where the method has none.
+        settings: columns that stand in each of its rows as they are, such as a threshold.
+        per_query: further figures (N,) by column, averaged over the queries as EM is.
     """
 
     name: str
@@ -76,6 +78,8 @@ class Method:
     chosen: NDArray[np.int64] | None = None
     column: int | None = None
     confidences: NDArray[np.float32] | None = None
+    settings: Mapping[str, float | str] = field(default_factory=dict)
+    per_query: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
 
 
 def by_confidence(
@@ -161,6 +165,10 @@ def evaluate(
             if own is not None:
                 row["em_own_labels"] = _mean_over(exact_match(own[number][part]) for part in parts)
             row |= _pair_columns(method, per_seed[number], pool, parts)
+            row |= method.settings
+            some = pool.candidates.any(1)
+            for name, figure in method.per_query.items():
+                row[name] = _mean_over(exact_match(figure[part & some]) for part in parts)
             rows.append(row)
     return rows
 

@@ -148,6 +148,14 @@ def pair_metrics(correct: NDArray[np.floating], confidence: NDArray[np.floating]
     }
 
 
+def centred_error(scores: NDArray[np.floating], correct: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Squared error of each pair (N, K) after taking away its query's mean error; 0 where a VLM was not asked."""
+    asked = ~np.isnan(correct)
+    error = np.where(asked, scores - correct, 0.0)
+    common = error.sum(axis=1) / np.maximum(asked.sum(axis=1), 1)
+    return np.asarray(np.where(asked, error - common[:, None], 0.0) ** 2, dtype=np.float64)
+
+
 def log_loss(correct: NDArray[np.floating], confidence: NDArray[np.floating]) -> float:
     """Mean negative log likelihood in nats of labels (P,) under confidences (P,); NaN without pairs."""
     y, p = _checked_pairs(correct, confidence)

@@ -28,7 +28,8 @@ class NetworkSettings:
         fusion: `pooled` is the paper as written (one picture vector is one key, so attention's softmax is 1 and the
             attended vector is `v W_V`); `concat` is its ablation: no attention, `FFN(LN([v ; q]))`.
         hidden_factor: the experts' hidden width is this times `width`. **Decision**: 4.
-        dropout: inside the experts' feed-forward layer and before the head, 0 to below 1.
+        dropout: inside the experts' feed-forward layer, 0 to below 1.
+        fused_dropout: on the fused vector before the head (beyond the paper).
         input_dropout: on the standardised question and picture vectors (beyond the paper).
         top_k: experts kept by the gate, the others' weights set to 0 (beyond the paper); null runs all.
         standardise: shift and scale the inputs by the training part's mean and deviation (beyond the paper).
@@ -42,6 +43,7 @@ class NetworkSettings:
     fusion: Literal["pooled", "concat"] = "pooled"
     hidden_factor: float = 4.0
     dropout: float = 0.1
+    fused_dropout: float = 0.0
     input_dropout: float = 0.0
     top_k: int | None = None
     standardise: bool = False
@@ -54,7 +56,7 @@ class NetworkSettings:
             raise ValueError(f"num_experts must be at least 1, got {self.num_experts}")
         if self.top_k is not None and not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"top_k must lie between 1 and num_experts ({self.num_experts}), got {self.top_k}")
-        for name in ("dropout", "input_dropout"):
+        for name in ("dropout", "fused_dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.picture_components is not None and not self.standardise:
@@ -240,7 +242,7 @@ class ArmsNetwork(nn.Module):
             hidden=round(settings.hidden_factor * width),
             dropout=settings.dropout,
         )
-        self.fused_dropout = nn.Dropout(settings.dropout)
+        self.fused_dropout = nn.Dropout(settings.fused_dropout)
         self.head = Head(
             settings.head,
             fused_width=width,
@@ -248,6 +250,11 @@ class ArmsNetwork(nn.Module):
             profile_width=profile_width,
             num_vlms=num_vlms,
         )
+
+    def per_vlm_parameters(self) -> list[nn.Parameter]:
+        """What is kept per VLM, rows in the VLMs' order: moved by that VLM's labels alone."""
+        learned = [] if self.learned_profiles is None else [self.learned_profiles]
+        return [*self.head.per_vlm_parameters(), *learned]
 
     def fit_inputs(self, question: Tensor, picture: Tensor) -> None:
         """Fit the input scalers on a training part: question (N, D_q), picture (N, D_v). Nothing to do without them."""

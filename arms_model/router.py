@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from arms_model.calibration import Calibration
 from arms_model.encoders.build import EncoderSettings
 from arms_model.errors import DataError
+from arms_model.memory import Memory, memory_keys
 from arms_model.network import ArmsNetwork, NetworkSettings
 
-ProfileKind = Literal["full", "name", "learned"]
+ProfileKind = Literal["sentence", "learned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +29,12 @@ class RouterConfig:
     Attributes:
         network: settings of every member.
         num_members: networks whose logits are averaged.
+        bagging: whether each member held out another inner fold of the training queries; incremental training must hold
+            out the same.
         question_encoders: the encoders whose vectors, side by side, are the question's, by name.
         picture_encoders: likewise the picture's.
         profile_encoder: name of the question encoder that encodes profiles.
-        profile: `full` sentence, `name` only, or `learned` vectors.
+        profile: whether profiles are encoded sentences or `learned` vectors.
         trainable_encoders: names of encoders that were trained with the router; their weights are stored with it.
         question_width: D_q.
         picture_width: D_v.
@@ -42,6 +45,7 @@ class RouterConfig:
 
     network: NetworkSettings
     num_members: int
+    bagging: bool = False
     question_encoders: dict[str, EncoderSettings]
     picture_encoders: dict[str, EncoderSettings]
     profile_encoder: str
@@ -55,8 +59,8 @@ class RouterConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
-        if self.num_members < 1:
-            raise ValueError(f"num_members must be at least 1, got {self.num_members}")
+        if self.num_members < (2 if self.bagging else 1):
+            raise ValueError(f"num_members must be at least 1, with bagging 2, got {self.num_members}")
         if list(self.vlms) != sorted(set(self.vlms)) or not self.vlms:
             raise ValueError(f"vlms must be sorted names without repeats, got {list(self.vlms)}")
         if len(self.profiles) != len(self.vlms):
@@ -72,6 +76,7 @@ class Router:
         members: the networks.
         profile_vectors: (K, D_p) float32.
         encoder_modules: modules of the encoders trained with the router, by encoder name.
+        memory: residuals of the training queries; None without one.
         calibration: scale and bias per VLM on the logits.
     """
 
@@ -79,18 +84,19 @@ class Router:
     members: list[ArmsNetwork]
     profile_vectors: Tensor
     encoder_modules: dict[str, nn.Module] = field(default_factory=dict)
+    memory: Memory | None = None
     calibration: Calibration
 
     @torch.inference_mode()
-    def logits(self, question: NDArray[np.float32], picture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits before calibration, averaged over the members.
+    def logits(self, question: NDArray[np.float32], picture: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Logits before calibration: the members' mean, moved by the memory where there is one.
 
         Args:
             question: (N, D_q) question vectors.
             picture: (N, D_v) picture vectors.
 
         Returns:
-            (N, K) float32.
+            (N, K) float64.
 
         Raises:
             DataError: vectors of another width than the router was trained on.
@@ -104,20 +110,13 @@ class Router:
                     f"{name} vectors are {rows.shape}, this router takes (N, {width}); encode with its own encoders."
                 )
         q, v = torch.from_numpy(np.ascontiguousarray(question)), torch.from_numpy(np.ascontiguousarray(picture))
-        total = torch.zeros(len(q), len(self.config.vlms))
-        for member in self.members:
-            member.eval()
-            total += (
-                torch.cat(
-                    [
-                        member(a, b, self.profile_vectors)
-                        for a, b in zip(torch.split(q, 1024), torch.split(v, 1024), strict=True)
-                    ]
-                )
-                if len(q)
-                else 0
-            )
-        return np.asarray((total / len(self.members)).numpy(), dtype=np.float32)
+        blocks = list(zip(torch.split(q, 1024), torch.split(v, 1024), strict=True))
+        logits = torch.stack(
+            [torch.cat([member.eval()(a, b, self.profile_vectors) for a, b in blocks]) for member in self.members]
+        ).mean(0)
+        if self.memory is None:
+            return logits.double().numpy()
+        return logit(self.memory.corrected(sigmoid(logits.double().numpy()), memory_keys(self.members[0], q, v)))
 
     def confidences(self, question: NDArray[np.float32], picture: NDArray[np.float32]) -> NDArray[np.float32]:
         """`f_ik = sigmoid(z_ik)`, calibrated, (N, K) float32 in (0, 1); arguments as for `logits`."""
@@ -127,6 +126,12 @@ class Router:
 def sigmoid(logits: NDArray[np.floating]) -> NDArray[np.float32]:
     """`1 / (1 + exp(-z))`, float32."""
     return np.asarray(1 / (1 + np.exp(-np.clip(np.asarray(logits, dtype=np.float64), -60, 60))), dtype=np.float32)
+
+
+def logit(confidences: NDArray[np.floating]) -> NDArray[np.float64]:
+    """`log(f / (1 - f))` of confidences inside (0, 1), float64."""
+    f = np.asarray(confidences, dtype=np.float64)
+    return np.log(f) - np.log1p(-f)
 
 
 def build_network(config: RouterConfig) -> ArmsNetwork:

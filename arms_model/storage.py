@@ -18,6 +18,7 @@ from torch import Tensor
 from arms_model.calibration import Calibration
 from arms_model.encoders.build import build_trainable
 from arms_model.errors import DataError, StorageError
+from arms_model.memory import Memory
 from arms_model.router import Router, RouterConfig, build_network
 from arms_model.settings import parse
 
@@ -39,6 +40,7 @@ def save_router(router: Router, folder: Path) -> None:
             _finite(router.calibration.log_loss_before),
             _finite(router.calibration.log_loss_after),
         ],
+        "memory": None if router.memory is None else router.memory.described(),
         "router": dataclasses.asdict(router.config),
     }
     # Keys stay in their order: that of the encoders is the order in which their vectors stand side by side.
@@ -71,6 +73,7 @@ def load_router(folder: Path) -> Router:
         members=members,
         profile_vectors=weights["profile_vectors"],
         encoder_modules=modules,
+        memory=_memory(config["memory"], weights),
         calibration=Calibration(
             scale=weights["calibration.scale"].numpy(),
             bias=weights["calibration.bias"].numpy(),
@@ -87,9 +90,18 @@ def _tensors(router: Router) -> dict[str, Tensor]:
         tensors |= {f"members.{number}.{name}": value for name, value in member.state_dict().items()}
     for encoder, module in router.encoder_modules.items():
         tensors |= {f"encoders.{encoder}.{name}": value for name, value in module.state_dict().items()}
+    if router.memory is not None:
+        tensors["memory.keys"] = torch.from_numpy(np.ascontiguousarray(router.memory.keys))
+        tensors["memory.residuals"] = torch.from_numpy(np.ascontiguousarray(router.memory.residuals))
     for name in ("scale", "bias", "is_own"):
         tensors[f"calibration.{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(router.calibration, name)))
     return tensors
+
+
+def _memory(numbers: dict[str, float] | None, weights: dict[str, Tensor]) -> Memory | None:
+    if numbers is None:
+        return None
+    return Memory(keys=weights["memory.keys"].numpy(), residuals=weights["memory.residuals"].numpy(), **numbers)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from arms_model.batches import Batch, Batching, epoch_batches, num_batches
@@ -97,6 +98,7 @@ class TrainingData:
         correct: (N, K) float32 labels; NaN where not asked (or held back).
         train: (M,) int64 rows to train on.
         validation: (V,) int64 rows for early stopping; may be empty without it.
+        groups: (N,) str, near-copies share one; needed where rows are divided further (bagging, memory).
     """
 
     question: Source
@@ -105,6 +107,7 @@ class TrainingData:
     correct: Tensor
     train: Tensor
     validation: Tensor
+    groups: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a training part without labels."""
@@ -199,6 +202,8 @@ def train(
     state = LoopState(modules=modules, optimiser=optimiser, num_steps=batches * settings.epochs)
     for callback in callbacks:
         callback.on_start(state)
+    for module in modules.values():
+        module.train()  # encoders are built for evaluation; all learn in one mode from the first step on
     while state.epoch < settings.epochs and not state.stop:
         for batch in _remaining(data, settings, seed, state):
             _set_learning_rate(state, settings)
@@ -312,7 +317,7 @@ def _optimiser(network: ArmsNetwork, data: TrainingData, settings: TrainingSetti
         raise ConfigError(
             f"moving: none of {', '.join(settings.moving)} has weights that could learn; add gate, experts or head."
         )
-    per_vlm = {id(p) for p in network.head.per_vlm_parameters()}
+    per_vlm = {id(p) for p in network.per_vlm_parameters()}
     return torch.optim.AdamW(
         [
             {"params": [p for p in moving if id(p) not in per_vlm], "weight_decay": settings.weight_decay},

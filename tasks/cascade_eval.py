@@ -42,8 +42,8 @@ from tasks.common.comparison import (
 )
 from tasks.common.dataset import Labels, load_labels, load_queries, load_splits
 from tasks.common.files import folder_written_whole, write_json
-from tasks.common.params import load_section, load_seed
-from tasks.common.results import print_tables, rows_frame, write_csv
+from tasks.common.params import load_group_by, load_section, load_seed
+from tasks.common.results import print_tables, rows_frame, without_candidate, write_csv
 from tasks.common.routers import NOTHING, router_vectors
 from tasks.common.stage import run_stage
 
@@ -60,26 +60,24 @@ class CascadeEvalSettings:
     Attributes:
         taus: thresholds of the sweep (the paper's Fig. 7b: 0.5 to 1.0 in steps of 0.1).
         draws: of the paired cluster bootstrap.
-        group_by: what the bootstrap resamples: what the splits were made from.
         baselines: which learned baselines stand beside the router; the fixed choices always do.
     """
 
     taus: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     draws: int = 10_000
-    group_by: str = "image_group"
     baselines: tuple[str, ...] = tuple(LEARNED)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         if not self.taus or not all(0 <= tau <= 1 for tau in self.taus):
             raise ValueError(f"taus must lie in [0, 1], at least one, got {list(self.taus)}")
+        if len({f"{tau:g}" for tau in self.taus}) < len(self.taus):
+            raise ValueError(f"taus names a threshold twice: {list(self.taus)}; keep one of each")
         if self.draws < 1:
             raise ValueError(f"draws must be at least 1, got {self.draws}")
         for name in self.baselines:
             if name not in LEARNED:
                 raise ValueError(f"baselines: '{name}' is unknown; known are: {', '.join(LEARNED)}")
-        if self.group_by not in ("image_group", "template"):
-            raise ValueError(f"group_by must be image_group or template, got {self.group_by!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,26 +134,33 @@ def known_scores(router: Router, queries: pl.DataFrame, vlms: tuple[str, ...]) -
 
 
 def load_scores(queries: pl.DataFrame, vlms: tuple[str, ...]) -> Scores:
-    """Score the queries with every router that there is."""
-    found = {}
-    for name in ("base", "incremental", "independent"):
-        folder = MODELS / f"train_{name}"
-        learnt = name == "base" or not (folder / NOTHING).exists()
-        found[name] = known_scores(load_router(folder), queries, vlms) if learnt else None
-    base = found["base"]
-    assert base is not None  # noqa: S101 - the base router always exists
-    return Scores(base=base, incremental=found["incremental"], independent=found["independent"])
+    """Score the queries with every router that there is; the base router always is."""
+
+    def scores(stage: str) -> NDArray[np.float32]:
+        return known_scores(load_router(MODELS / stage), queries, vlms)
+
+    def scores_if_learnt(stage: str) -> NDArray[np.float32] | None:
+        return None if (MODELS / stage / NOTHING).exists() else scores(stage)
+
+    return Scores(
+        base=scores("train_base"),
+        incremental=scores_if_learnt("train_incremental"),
+        independent=scores_if_learnt("train_independent"),
+    )
 
 
-def joined(name: str, base: NDArray[np.float32], new: NDArray[np.float32], view: View, tau: float) -> Method:
+def joined(strategy: str, base: NDArray[np.float32], new: NDArray[np.float32], view: View, tau: float) -> Method:
     """Algorithm 1 over the base router's and another router's confidences, as a method over all VLMs.
 
     Args:
-        name: of the row.
+        strategy: the row's name without tau.
         base: (N, K) the base router's confidences.
         new: (N, K) the other router's, whose new columns count.
         view: the queries, candidates and pools.
         tau: the threshold.
+
+    Returns:
+        The method; `strategy` and `tau` stand in its rows, and `share_new_run`: of queries that ran the other router.
     """
     columns_base, columns_new = np.flatnonzero(view.is_base), np.flatnonzero(~view.is_base)
     choice = cascade(
@@ -166,10 +171,12 @@ def joined(name: str, base: NDArray[np.float32], new: NDArray[np.float32], view:
         tau=tau,
     )
     return Method(
-        name=name,
+        name=f"{strategy}, tau {tau:g}",
         kind="router",
         chosen=choice.joint_column(columns_base, columns_new)[None],
         confidences=np.where(view.is_base, base, new)[None],
+        settings={"strategy": strategy, "tau": tau},
+        per_query={"share_new_run": choice.is_new_run.astype(np.float64)},
     )
 
 
@@ -182,8 +189,7 @@ def router_methods(scores: Scores, view: View, taus: tuple[float, ...]) -> dict[
         rows["extended"].append(by_confidence("ARMS incremental", "router", [scores.incremental], view.candidates))
     for label, new in (("independent", scores.independent), ("incremental", scores.incremental)):
         if new is not None:
-            name = f"ARMS base + {label}"
-            rows["extended"] += [joined(f"{name}, tau {tau:.1f}", scores.base, new, view, tau) for tau in taus]
+            rows["extended"] += [joined(f"ARMS base + {label}", scores.base, new, view, tau) for tau in taus]
     return rows
 
 
@@ -203,8 +209,11 @@ def split_rows(
     methods = router_methods(table.scores.take(rows), view, settings.taus)
     for pool, inside in (("base", is_base), ("extended", np.ones_like(is_base))):
         candidates = view.candidates & inside
-        if not methods[pool] or not candidates.any():
+        if not candidates.any() or (pool == "extended" and is_base.all()):
+            logger.info("split %s: no %s VLM has a label: no table", split, "new" if pool == "extended" else "base")
             continue
+        if not methods[pool]:
+            logger.info("split %s, %s pool: no router has learnt the new VLMs; the rows are baselines", split, pool)
         compared = [*methods[pool], *methods_of(baselines, candidates)]
         compared += single_vlms(labels.vlms, baselines[BEST_SINGLE], candidates)
         evaluated = evaluate(
@@ -220,22 +229,16 @@ def split_rows(
             draws=settings.draws,
             seed=seed,
         )
-        yield rows_frame(evaluated, split=split, pool=pool)
+        without = without_candidate(view.queries.benchmark, candidates)
+        yield rows_frame(evaluated, split=split, pool=pool, without_candidate=without)
 
 
 def tau_sweep(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows that differ in tau alone, with tau as a number, for the plot of the sweep."""
-    pattern = r"^(ARMS .*), tau ([0-9.]+)$"
-    sweep = frame.filter(pl.col("method").str.contains(pattern))
-    return sweep.select(
-        "split",
-        "benchmark",
-        strategy=pl.col("method").str.extract(pattern, 1),
-        tau=pl.col("method").str.extract(pattern, 2).cast(pl.Float64),
-        em="em",
-        em_low="em_low",
-        em_high="em_high",
-    )
+    """The rows that differ in tau alone, for the plot of the sweep, with the share of queries that ran the new router."""
+    columns = ["split", "benchmark", "strategy", "tau", "em", "em_low", "em_high", "share_new_run"]
+    if "tau" not in frame.columns:  # nothing was learnt from new VLMs
+        return pl.DataFrame(schema=dict.fromkeys(columns, pl.Float64()))
+    return frame.filter(pl.col("tau").is_not_null()).select(columns)
 
 
 def macro_metrics(frame: pl.DataFrame) -> dict[str, Any]:
@@ -261,7 +264,7 @@ def body() -> None:
             table,
             question_encoders=tuple(encoders.question_encoders),
             picture_encoders=tuple(encoders.picture_encoders),
-            group_by=settings.group_by,
+            group_by=load_group_by(),
         ),
         splits=load_splits(table),
         scores=load_scores(table, labels.vlms),

@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from arms_model.calibration import CalibrationSettings
-from arms_model.fitting import fit_router, mean_logits
+from arms_model.fitting import fit_router
 from arms_model.folds import share_of
+from arms_model.memory import MemorySettings
 from arms_model.storage import load_router
 from arms_model.training import TrainingData, TrainingSettings
-from tasks.common.dataset import Labels, load_labels, load_queries, load_splits
-from tasks.common.params import load_section, load_seed
+from tasks.common.dataset import Labels, groups_of, load_labels, load_queries, load_splits
+from tasks.common.params import load_group_by, load_section, load_seed
 from tasks.common.routers import (
     CHECKPOINTS,
     frozen,
@@ -111,20 +112,21 @@ def body() -> None:
         correct=torch.from_numpy(shown),
         train=torch.unique(torch.cat([rows, replayed])),
         validation=validation_rows(new_only, splits),
+        groups=groups_of(queries, load_group_by()),
     )
     fitted = fit_router(
         dataclasses.replace(base.config, vlms=labels.vlms, profiles=labels.profiles),
         data,
         training=settings.training,
         calibration=settings.calibration,
+        memory=None if base.memory is None else MemorySettings(),
         seed=load_seed(),
         start=base,
         checkpoints=CHECKPOINTS / STAGE,
         what=STAGE,
     )
-    logits = mean_logits(fitted.router.members, data, data.validation).numpy()
     extra = {"train_queries": float(len(rows)), "replayed_queries": float(len(replayed))}
-    return publish(STAGE, fitted, logits=logits, correct=new_only[data.validation.numpy()], extra=extra)
+    return publish(STAGE, fitted, shown, extra)
 
 
 def main() -> int:

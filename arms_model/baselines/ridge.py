@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from arms_model.baselines.features import Features
 from arms_model.baselines.protocol import Queries, vlm_means
-from arms_model.baselines.selection import centred_error, equal_columns, inner_parts
+from arms_model.baselines.selection import equal_columns, inner_parts
+from arms_model.metrics import centred_error
 
 _ROUNDS = 20  # of means and ease in turn; they have settled by then
 DEVIATIONS = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0)

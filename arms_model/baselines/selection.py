@@ -33,16 +33,12 @@ def cost(scores: NDArray[np.floating], correct: NDArray[np.floating], *, criteri
     asked = ~np.isnan(correct)
     if criterion == "em":
         return float(np.nansum(1 - metrics.outcomes(correct, metrics.choose(scores, asked))))
-    squared = centred_error(scores, correct) if criterion == "centred" else np.where(asked, scores - correct, 0.0) ** 2
+    squared = (
+        metrics.centred_error(scores, correct)
+        if criterion == "centred"
+        else np.where(asked, scores - correct, 0.0) ** 2
+    )
     return float((squared.sum(axis=1) / np.maximum(asked.sum(axis=1), 1)).sum())
-
-
-def centred_error(scores: NDArray[np.floating], correct: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Squared error of each pair (N, K) after taking away its query's mean error; 0 where a VLM was not asked."""
-    asked = ~np.isnan(correct)
-    error = np.where(asked, scores - correct, 0.0)
-    common = error.sum(axis=1) / np.maximum(asked.sum(axis=1), 1)
-    return np.asarray(np.where(asked, error - common[:, None], 0.0) ** 2, dtype=np.float64)
 
 
 def inner_parts(

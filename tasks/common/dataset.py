@@ -63,6 +63,11 @@ def load_splits(queries: pl.DataFrame) -> NDArray[np.str_]:
     return np.asarray(joined["split"].to_list(), dtype=np.str_)
 
 
+def groups_of(queries: pl.DataFrame, group_by: str) -> NDArray[np.str_]:
+    """(N,) the group of each query, from column `group_by`."""
+    return np.asarray(queries[group_by].to_list(), dtype=np.str_)
+
+
 def load_labels(queries: pl.DataFrame, pools: Sequence[str]) -> Labels:
     """Labels of the VLMs of `pools`, from `profiles/` and `label/`.
 

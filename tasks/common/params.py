@@ -6,7 +6,7 @@ So a stage's DVC dependencies stay true: changing another section cannot change 
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -43,6 +43,18 @@ def load_section(name: str, settings_class: type[T]) -> T:
 def load_seed() -> int:
     """`base.seed`."""
     return load_section("base", BaseSettings).seed
+
+
+def load_group_by() -> Literal["image_group", "template"]:
+    """`split.group_by`: what near-copies share, for the train stages' inner folds and for the bootstrap.
+
+    Raises:
+        ConfigError: it is missing or unknown.
+    """
+    group_by = raw_section("split").get("group_by")
+    if group_by not in ("image_group", "template"):
+        raise ConfigError(f"split.group_by: expected image_group or template, got {group_by!r}.")
+    return cast(Literal["image_group", "template"], group_by)
 
 
 def raw_section(name: str) -> Any:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -27,27 +29,61 @@ def write_csv(path: Path, frame: pl.DataFrame) -> None:
         frame.write_csv(temporary, float_precision=6)
 
 
+def without_candidate(benchmark: NDArray[np.str_], candidates: NDArray[np.bool_]) -> str:
+    """How many queries have no candidate and so stand in no figure of the pool's table, per benchmark.
+
+    Args:
+        benchmark: (N,) str.
+        candidates: (N, K) bool.
+
+    Returns:
+        Like "BlindTest 12, DynaMath 1"; "" where every query has a candidate.
+    """
+    names, counts = np.unique(benchmark[~candidates.any(axis=1)], return_counts=True)
+    return ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+
+
+def caption(frame: pl.DataFrame) -> str:
+    """What the figures of one table are of: unfiltered EM, of how many queries, and which queries have no candidate."""
+    row = _macro_rows(frame)[0]
+    text = f"unfiltered EM of {row['num_queries']:,.0f} queries, macro average over benchmarks"
+    if row.get("num_queries_filtered") is not None:
+        text += f"; filtered: the {row['num_queries_filtered']:,.0f} that some VLM of the extended pool answers"
+    return text + (f"; without a candidate here: {row['without_candidate']}" if row.get("without_candidate") else "")
+
+
 def em_lines(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """The lines people read first: macro EM with its interval and difference, EM per benchmark, filtered EM.
+    """The lines people read first: macro EM with its interval, EM per benchmark, filtered EM, gap recovered.
 
     Args:
         frame: rows of one table (one split or grouping, one pool).
 
     Returns:
-        Column names, and lines of cells: routers, baselines, then the limit, the best first.
+        Column names, and lines of cells: routers, baselines, then the limit, the best first. The deviation over seeds
+        has a column where some method has seeds.
     """
     benchmarks = sorted(set(frame["benchmark"].to_list()) - {MACRO})
-    reference = next(name for name in frame.columns if name.startswith("minus_"))
-    columns = ["method", "EM", "95 %", reference.replace("_", " "), "95 %", "seeds sd", *benchmarks, "filtered", "gap"]
     em = {(row["benchmark"], row["method"]): row["em"] for row in frame.iter_rows(named=True)}
+    rows = _macro_rows(frame)
+    seeds = ["seeds sd"] if any(_number(row["em_seed_sd"]) for row in rows) else []
+    columns = ["method", "EM", "95 %", *seeds, *benchmarks, "filtered", "gap"]
     lines = []
-    for row in _macro_rows(frame):
+    for row in rows:
         cells = [row["method"], _number(row["em"]), _span(row["em_low"], row["em_high"])]
-        cells += [f"{row[reference]:+.4f}", _span(row[f"{reference}_low"], row[f"{reference}_high"], sign="+")]
-        cells += [_number(row["em_seed_sd"])]
+        cells += [_number(row["em_seed_sd"]) for _ in seeds]
         cells += [_number(em.get((benchmark, row["method"]))) for benchmark in benchmarks]
         lines.append([*cells, _number(row.get("em_filtered")), _number(row["gap_recovered"], 3)])
     return columns, lines
+
+
+def difference_lines(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Paired differences of macro EM to every reference, with their intervals; as `em_lines`."""
+    references = [name for name in frame.columns if name.startswith("minus_") and not name.endswith(("_low", "_high"))]
+    lines = [
+        [row["method"], *(_difference(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in references)]
+        for row in _macro_rows(frame)
+    ]
+    return ["method", *(name.replace("_", " ") for name in references)], lines
 
 
 def pair_lines(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -61,7 +97,11 @@ def pair_lines(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
 def print_tables(frame: pl.DataFrame, title: str) -> None:
     """Print one pool's tables on the terminal, and the best three single VLMs of each benchmark below."""
     console = Console(width=240, highlight=False)  # a table is as wide as its cells; nothing is cut short
-    for heading, (columns, lines) in ((title, em_lines(frame)), (f"{title}: pairs", pair_lines(frame))):
+    for heading, (columns, lines) in (
+        (f"{title}: {caption(frame)}", em_lines(frame)),
+        (f"{title}: differences of macro EM with their 95 % intervals", difference_lines(frame)),
+        (f"{title}: pairs", pair_lines(frame)),
+    ):
         table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
@@ -86,8 +126,12 @@ def _macro_rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (ORDER[row["kind"]], -row["em"]))
 
 
-def _span(low: float, high: float, *, sign: str = "") -> str:
-    return f"[{low:{sign}.4f}, {high:{sign}.4f}]"
+def _span(low: float, high: float) -> str:
+    return f"[{low:.4f}, {high:.4f}]"
+
+
+def _difference(mean: float, low: float, high: float) -> str:
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def _number(value: float | None, decimals: int = 4) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,12 @@ from arms_model.encoders.build import EncoderSettings, build, build_trainable
 from arms_model.encoders.protocol import Encoder, TrainableEncoder
 from arms_model.encoders.question_text import question_text
 from arms_model.fitting import FittedRouter
+from arms_model.memory import MemorySettings
 from arms_model.metrics import choose, exact_match, outcomes
+from arms_model.metrics import expected_calibration_error as ece
 from arms_model.network import NetworkSettings
 from arms_model.pictures import open_picture
-from arms_model.router import ProfileKind, Router, RouterConfig
+from arms_model.router import ProfileKind, Router, RouterConfig, sigmoid
 from arms_model.sources import EncodedInLoop, Joined, KeptVectors, Source
 from arms_model.storage import save_router
 from arms_model.training import TrainingSettings
@@ -39,9 +42,11 @@ class RouterSettings:
         question_encoders: encoders of section `embed` whose vectors, side by side, are the question's.
         picture_encoders: likewise the picture's.
         profile_encoder: the question encoder that encodes profiles.
-        profile: `full` or `name` take the sentence of stage `profiles`; `learned` is the ablation without profiles.
+        profile: `sentence` takes those of stage `profiles`; `learned` is the ablation without profiles.
         trainable_encoders: encoders that are trained with the router instead of read from the kept vectors.
         num_members: networks whose logits are averaged (beyond the paper; 1 is the paper's).
+        bagging: each member holds out another inner fold; see `fitting.fit_router` (beyond the paper).
+        memory: keep a memory of the training queries (beyond the paper); null keeps none. Needs `bagging`.
         drop_unanswered: leave queries that no VLM of the pool answers out of the training rows, as the paper does.
         network: see `NetworkSettings`.
         training: see `TrainingSettings`.
@@ -51,9 +56,11 @@ class RouterSettings:
     question_encoders: tuple[str, ...]
     picture_encoders: tuple[str, ...]
     profile_encoder: str
-    profile: ProfileKind = "full"
+    profile: ProfileKind = "sentence"
     trainable_encoders: tuple[str, ...] = ()
     num_members: int = 1
+    bagging: bool = False
+    memory: MemorySettings | None = None
     drop_unanswered: bool = False
     network: NetworkSettings = field(default_factory=NetworkSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -71,6 +78,15 @@ class RouterSettings:
         names = (*self.question_encoders, *self.picture_encoders)
         if len(set(names)) < len(names):
             raise ValueError(f"encoders {', '.join(names)} name one twice; its vectors would stand beside themselves")
+        if self.memory is not None and not (self.bagging and self.network.standardise):
+            raise ValueError(
+                "memory needs bagging: true (its residuals come from members that did not see the query) and "
+                "network.standardise: true (its keys are standardised vectors)"
+            )
+        if self.bagging and (self.num_members < 2 or self.drop_unanswered or self.trainable_encoders):
+            raise ValueError("bagging needs num_members of 2 or more, drop_unanswered: false and no trainable_encoders")
+        if self.profile_encoder not in self.question_encoders:
+            raise ValueError(f"profile_encoder '{self.profile_encoder}' must be one of question_encoders")
         if not self.question_encoders or not self.picture_encoders:
             raise ValueError("question_encoders and picture_encoders must each name at least one encoder")
 
@@ -95,6 +111,7 @@ def make_config(settings: RouterSettings, labels: Labels, inputs: Inputs) -> Rou
     return RouterConfig(
         network=settings.network,
         num_members=settings.num_members,
+        bagging=settings.bagging,
         question_encoders=load_encoders(settings.question_encoders),
         picture_encoders=load_encoders(settings.picture_encoders),
         profile_encoder=settings.profile_encoder,
@@ -215,42 +232,38 @@ def validation_rows(correct: NDArray[np.float32], splits: NDArray[np.str_]) -> t
     return torch.from_numpy(np.flatnonzero((splits == "validation") & (~np.isnan(correct)).any(1)))
 
 
-def publish(
-    stage: str,
-    fitted: FittedRouter,
-    *,
-    logits: NDArray[np.float32],
-    correct: NDArray[np.float32],
-    extra: dict[str, float],
-) -> None:
-    """Write `models/<stage>/`, `metrics/<stage>.json` and `curves/<stage>.csv`.
+def publish(stage: str, fitted: FittedRouter, correct: NDArray[np.float32], extra: dict[str, float]) -> None:
+    """Write `models/<stage>/`, `metrics/<stage>.json` and `curves/<stage>.csv`, and drop the stage's checkpoints.
 
     Args:
         stage: the train stage's name.
         fitted: what came out.
-        logits: (V, K) of the validation rows, before calibration.
-        correct: (V, K) their labels.
+        correct: (N, K) labels it was trained on; NaN where not shown.
         extra: further metrics.
     """
-    router = fitted.router
-    candidates = ~np.isnan(correct)
-    calibration = router.calibration
+    router, labels = fitted.router, correct[fitted.rows]
+    confidences, candidates = sigmoid(router.calibration.apply(fitted.logits)), ~np.isnan(labels)
+    parameters = [p for m in (*router.members, *router.encoder_modules.values()) for p in m.parameters()]
     metrics: dict[str, Any] = {
         "num_vlms": len(router.config.vlms),
-        "num_weights": sum(
-            p.numel() for m in (*router.members, *router.encoder_modules.values()) for p in m.parameters()
-        ),
+        "num_weights": sum(p.numel() for p in parameters),
         "epochs": [len(history) for history in fitted.histories],
+        "memory": None if router.memory is None else router.memory.described(),
         "validation_queries": int(candidates.any(1).sum()),
-        "validation_em": _finite(exact_match(outcomes(correct, choose(calibration.apply(logits), candidates)))),
-        "validation_log_loss_uncalibrated": _finite(calibration.log_loss_before),
-        "validation_log_loss": _finite(calibration.log_loss_after),
+        "validation_em": _finite(exact_match(outcomes(labels, choose(confidences, candidates)))),
+        "validation_log_loss_uncalibrated": _finite(router.calibration.log_loss_before),
+        "validation_log_loss_in_sample": _finite(router.calibration.log_loss_after),
+        **{
+            f"validation_{name}": _finite(ece(labels[candidates], scores[candidates]))
+            for name, scores in (("ece_uncalibrated", sigmoid(fitted.logits)), ("ece_in_sample", confidences))
+        },
         **extra,
     }
-    with folder_written_whole(Path("models") / stage) as folder:
-        save_router(router, folder)
     write_curves(stage, fitted.histories)
     write_json(Path("metrics") / f"{stage}.json", metrics)
+    with folder_written_whole(Path("models") / stage) as folder:
+        save_router(router, folder)
+    shutil.rmtree(CHECKPOINTS / stage, ignore_errors=True)
 
 
 def publish_nothing(stage: str, reason: str) -> None:

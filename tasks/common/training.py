@@ -5,9 +5,10 @@ import logging
 import torch
 
 from arms_model.errors import DataError
-from arms_model.fitting import fit_router, mean_logits
+from arms_model.fitting import fit_router
 from arms_model.training import TrainingData
-from tasks.common.dataset import load_labels, load_queries, load_splits
+from tasks.common.dataset import groups_of, load_labels, load_queries, load_splits
+from tasks.common.params import load_group_by
 from tasks.common.routers import (
     CHECKPOINTS,
     RouterSettings,
@@ -56,16 +57,17 @@ def train_from_scratch(stage: str, pool: str, settings: RouterSettings, *, seed:
         correct=torch.from_numpy(labels.correct),
         train=rows,
         validation=validation_rows(labels.correct, splits),
+        groups=groups_of(queries, load_group_by()),
     )
     fitted = fit_router(
         make_config(settings, labels, inputs),
         data,
         training=settings.training,
         calibration=settings.calibration,
+        memory=settings.memory,
         seed=seed,
         checkpoints=CHECKPOINTS / stage,
         what=stage,
     )
-    logits = mean_logits(fitted.router.members, data, data.validation).numpy()
     extra = {"train_queries": float(len(rows)), "train_pairs": float((labels.correct[rows.numpy()] >= 0).sum())}
-    return publish(stage, fitted, logits=logits, correct=labels.correct[data.validation.numpy()], extra=extra)
+    return publish(stage, fitted, labels.correct, extra)

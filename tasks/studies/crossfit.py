@@ -155,12 +155,14 @@ def fit_router_fold(study: Study, job: Job) -> NDArray[np.float32]:
         correct=torch.from_numpy(correct),
         train=torch.from_numpy(np.flatnonzero(outside & ~held_back & asked)),
         validation=torch.from_numpy(np.flatnonzero(held_back & asked)),
+        groups=groups,
     )
     router = fit_router(
         make_config(study.settings, study.labels, study.inputs),
         data,
         training=study.settings.training,
         calibration=study.settings.calibration,
+        memory=study.settings.memory,
         seed=job.seed,
         what=f"{job.grouping} seed {job.seed} fold {job.fold}",
     ).router

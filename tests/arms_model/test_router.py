@@ -33,7 +33,7 @@ def make_config(vlms: tuple[str, ...] = ("a", "c"), *, num_members: int = 2, kin
         question_encoders={"surface": EncoderSettings(kind="surface")},
         picture_encoders={"pixels": EncoderSettings(kind="pixels")},
         profile_encoder="surface",
-        profile="full",
+        profile="sentence",
         question_width=6,
         picture_width=4,
         profile_width=5,
