@@ -181,6 +181,9 @@ def quick_params(recorded: Path) -> dict[str, Any]:
             "picture_encoders": ["pixels"],
             "profile_encoder": "surface",
             "network": {"num_experts": 2, "width": 16, "standardise": True},
+            "num_members": 2,
+            "bagging": True,
+            "memory": {},
             "training": QUICK_TRAINING,
         }
     params["cascade_eval"] = {"draws": 200}

@@ -1,6 +1,5 @@
 """Fitting, storing and loading a router; incremental training starts from the base router's weights."""
 
-import copy
 import dataclasses
 import json
 import math
@@ -14,13 +13,15 @@ from safetensors.torch import load_file, save_file
 from arms_model.calibration import CalibrationSettings
 from arms_model.encoders.build import EncoderSettings
 from arms_model.errors import ConfigError, DataError, StorageError
-from arms_model.fitting import fit_router, run_fingerprint
+from arms_model.fitting import fit_router
+from arms_model.folds import inner_folds
 from arms_model.heads import HeadSettings
+from arms_model.memory import MemorySettings
 from arms_model.network import NetworkSettings
 from arms_model.router import Router, RouterConfig, extended_network
 from arms_model.sources import KeptVectors
 from arms_model.storage import load_router, save_router
-from arms_model.training import TrainingData, TrainingSettings
+from arms_model.training import TrainingData, TrainingSettings, predict
 
 NAN = float("nan")
 TRAINING = TrainingSettings(epochs=3, batch_size=16, batching="by_query", learning_rate=3e-3, patience=2)
@@ -199,44 +200,112 @@ def test_new_vlm_without_training_labels_starts_at_the_others_mean() -> None:
     assert router.members[0].head.vlm_bias[1].item() == pytest.approx(math.log(mean / (1 - mean)), abs=1e-5)
 
 
-def test_resumed_fit_gives_the_same_router(tmp_path: Path) -> None:
+def test_fit_stopped_in_its_second_member_goes_on_and_gives_the_same_router(tmp_path: Path) -> None:
     data = make_data()
     training = dataclasses.replace(TRAINING, checkpoint_every_s=0.0)
-    whole = fit_router(make_config(), data, training=training, calibration=CalibrationSettings(), seed=0)
-    again = fit_router(
-        make_config(), data, training=training, calibration=CalibrationSettings(), seed=0, checkpoints=tmp_path
+    calibration = CalibrationSettings(min_labels=5)
+    whole = fit_router(make_config(), data, training=training, calibration=calibration, seed=0)
+
+    stopping = dataclasses.replace(data, question=StopAfter(data.question, batches=13))
+    with pytest.raises(KeyboardInterrupt):
+        fit_router(make_config(), stopping, training=training, calibration=calibration, seed=0, checkpoints=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["member0.safetensors", "member1.safetensors"]
+
+    counting = StopAfter(data.question, batches=10**6)
+    resumed = fit_router(
+        make_config(),
+        dataclasses.replace(data, question=counting),
+        training=training,
+        calibration=calibration,
+        seed=0,
+        checkpoints=tmp_path,
     )
-    for one, other in zip(whole.router.members, again.router.members, strict=True):
+    assert counting.done < 3 * 4  # of the second member's three epochs of four batches, some were done
+    for one, other in zip(whole.router.members, resumed.router.members, strict=True):
         for name, value in one.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), name
-    assert not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(whole.logits, resumed.logits)
 
 
-def test_checkpoint_of_incremental_training_is_good_for_its_base_routers_weights_alone() -> None:
-    data, base = make_data(3), fit(make_config(), make_data())
-    other = with_another_head(base)
-    config = make_config(("a", "b", "c"))
-    digests = [run_fingerprint(config, data, training=TRAINING, seed=0, start=start) for start in (base, base, other)]
-    assert digests[0] == digests[1]
-    assert digests[0]["digest"] != digests[2]["digest"]
+class StopAfter(KeptVectors):
+    """Vectors that stand for Ctrl-C: after so many training batches (a member has twelve) asking is interrupted."""
+
+    def __init__(self, source: KeptVectors, *, batches: int) -> None:
+        super().__init__(source.rows(torch.arange(len(source))))
+        self.batches = batches
+        self.done = 0
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        if len(index) <= 16:  # a batch of the loop; fitting and validation ask for more
+            if self.done == self.batches:
+                raise KeyboardInterrupt
+            self.done += 1
+        return super().rows(index)
 
 
-def with_another_head(router: Router) -> Router:
-    members = copy.deepcopy(router.members)
-    with torch.no_grad():
-        members[1].head.project.weight += 1e-3
-    return dataclasses.replace(router, members=members)
-
-
-def test_checkpoint_put_in_the_place_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_from_another_configuration_is_refused_by_what_differs(tmp_path: Path) -> None:
     data = make_data()
-    ours = run_fingerprint(make_config(), data, training=TRAINING, seed=0)
-    theirs = run_fingerprint(make_config(), data, training=dataclasses.replace(TRAINING, learning_rate=1e-4), seed=0)
-    assert ours["digest"] != theirs["digest"]
-    metadata = {"fingerprint": json.dumps(theirs), "counters": "{}"}
-    save_file({"random": torch.get_rng_state()}, tmp_path / f"{ours['digest'][:16]}.safetensors", metadata)
-    with pytest.raises(ConfigError, match=r"training\.learning_rate: checkpoint '0\.0001', now '0\.003'"):
+    other = dataclasses.replace(TRAINING, learning_rate=1e-4)
+    fit_router(make_config(), data, training=other, calibration=CalibrationSettings(), seed=0, checkpoints=tmp_path)
+    with pytest.raises(ConfigError, match=r"training\.learning_rate: checkpoint '0\.0001', now '0\.003'") as caught:
         fit(make_config(), data, checkpoints=tmp_path)
+    assert caught.value.exit_code == 2
+
+
+def test_checkpoint_of_other_vectors_is_refused(tmp_path: Path) -> None:
+    data = make_data()
+    fit(make_config(), data, checkpoints=tmp_path)
+    moved = KeptVectors(data.picture.rows(torch.arange(80)) + 1)
+    with pytest.raises(ConfigError, match="data: checkpoint"):
+        fit(make_config(), dataclasses.replace(data, picture=moved), checkpoints=tmp_path)
+
+
+def bagged(num_members: int = 3) -> tuple[RouterConfig, TrainingData]:
+    data = dataclasses.replace(make_data(), groups=np.asarray([f"g{row // 2}" for row in range(80)]))
+    return dataclasses.replace(make_config(num_members=num_members), bagging=True), data
+
+
+def test_bagging_scores_every_row_by_a_member_that_did_not_see_it() -> None:
+    config, data = bagged()
+    fitted = fit_router(config, data, training=TRAINING, calibration=CalibrationSettings(kind="none"), seed=0)
+    assert fitted.rows.tolist() == list(range(80))
+    folds = inner_folds(data.groups, salt="members", num_folds=3)
+    for number, member in enumerate(fitted.router.members):
+        rows = torch.from_numpy(np.flatnonzero(folds == number))
+        np.testing.assert_allclose(fitted.logits[rows.numpy()], predict(member, data, rows).numpy(), atol=1e-6)
+
+
+def test_bagging_needs_groups() -> None:
+    config, data = bagged()
+    with pytest.raises(ConfigError, match="bagging needs the queries' groups"):
+        fit(config, dataclasses.replace(data, groups=None))
+
+
+def test_memory_without_bagging_is_refused() -> None:
+    with pytest.raises(ConfigError, match="memory needs bagging"):
+        fit(make_config(), make_data(), memory=MemorySettings())
+
+
+def test_router_with_a_memory_is_stored_and_scores_as_before(tmp_path: Path) -> None:
+    config, data = bagged()
+    router = fit(config, data, memory=MemorySettings())
+    save_router(router, tmp_path)
+    np.testing.assert_array_equal(load_router(tmp_path).confidences(*vectors(data)), router.confidences(*vectors(data)))
+
+
+def test_incremental_training_keeps_the_old_memory_and_calibration() -> None:
+    config, data = bagged()
+    base = fit(config, data, memory=MemorySettings())
+    shown = make_data(3).correct.clone()
+    shown[:, [0, 2]] = NAN
+    grown = dataclasses.replace(config, vlms=("a", "b", "c"), profiles=("a.", "b.", "c."))
+    data = dataclasses.replace(make_data(3), correct=shown, groups=data.groups)
+    router = fit(grown, data, memory=MemorySettings(), start=base)
+    assert len(router.memory.keys) == 160
+    np.testing.assert_array_equal(router.memory.residuals[:80, [0, 2]], base.memory.residuals)
+    assert np.isnan(router.memory.residuals[:80, 1]).all() and np.isnan(router.memory.residuals[80:, [0, 2]]).all()
+    np.testing.assert_array_equal(router.calibration.scale[[0, 2]], base.calibration.scale)
+    assert router.calibration.is_own.tolist() == [True, True, True]
 
 
 @pytest.mark.parametrize(
