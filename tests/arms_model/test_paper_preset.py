@@ -149,6 +149,7 @@ def test_network_is_the_papers_with_nothing_beyond_it() -> None:
     assert not network.standardise and network.picture_components is None and network.input_dropout == 0
     assert head.kind == "cosine" and head.profile_projection == "none"
     assert ROUTER.num_members == 1 and ROUTER.calibration.kind == "none"
+    assert not ROUTER.bagging and ROUTER.memory is None
 
 
 def test_open_choices_are_decided_as_written_down() -> None:
