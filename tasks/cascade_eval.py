@@ -234,7 +234,7 @@ def split_rows(
 
 
 def tau_sweep(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows that differ in tau alone, for the plot of the sweep, with the share of queries that ran the new router."""
+    """The rows that differ in tau alone, for the plot of the sweep, with the share of queries that ran a new router."""
     columns = ["split", "benchmark", "strategy", "tau", "em", "em_low", "em_high", "share_new_run"]
     if "tau" not in frame.columns:  # nothing was learnt from new VLMs
         return pl.DataFrame(schema=dict.fromkeys(columns, pl.Float64()))
