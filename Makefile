@@ -1,6 +1,6 @@
 # The verbs. Works from a fresh clone with git, make and Python 3.11 or newer; all else is installed into .uv and .venv.
 .DEFAULT_GOAL := help
-.PHONY: help install check test real clean
+.PHONY: help install check test real crossfit clean
 
 PYTHON ?= python3
 # uv: the one on the path if it starts, else one of the project's own
@@ -16,6 +16,7 @@ help:
 	@echo "make test     install, then run the whole test suite"
 	@echo "make check    install, then lint, format check, types, import rules, spelling"
 	@echo "make real     run the pipeline on recorded real outputs (set ARMS_REAL_DATA) and print the result table"
+	@echo "make crossfit  the claimed figures: grouped 5-fold cross-fitting, after make real; resumable"
 	@echo "make install  only install"
 	@echo "make clean    remove what tools left (caches); data, models and environments stay"
 
@@ -44,6 +45,9 @@ test: install
 real: install
 	@folder=$$(python -m tasks.common.workspace presets/real.yaml) && cd "$$folder" && dvc repro && \
 		python -m tasks.cascade_eval --show
+
+crossfit: install
+	@python -m tasks.studies.crossfit --workspace workspaces/real
 
 clean:
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
