@@ -35,7 +35,7 @@ from tasks.common.encoding import Item, StoredEncoder, encode_missing
 from tasks.common.files import folder_written_whole, write_json
 from tasks.common.params import load_section
 from tasks.common.stage import run_stage
-from tasks.common.tables import read_table, write_parquet
+from tasks.common.tables import read_table, write_table
 from tasks.common.vectors import STORE, VectorStore
 
 QUERIES = Path("queries/queries.parquet")
@@ -170,7 +170,7 @@ def seal(
         },
         schema={"query_id": pl.String, "question_row": pl.Int32, "picture_row": pl.Int32},
     )
-    write_parquet(folder / "index.parquet", index)
+    write_table(folder / "index.parquet", index, "embed_index")
     write_json(folder / "encoders.json", {x.name: _described(x.encoder, settings[x.name]) for x in encoders})
 
 

@@ -47,7 +47,7 @@ def make_queries(
         picture_encoders: likewise.
         group_by: column that the groups come from.
     """
-    kinds = {name: settings.kind for name, settings in load_encoders(question_encoders).items()}
+    kinds = {name: settings.kind for name, settings in load_encoders(question_encoders, "question").items()}
     surface = [name for name, kind in kinds.items() if kind == "surface"]
     text = [name for name, kind in kinds.items() if kind != "surface"]
 

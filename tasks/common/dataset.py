@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from arms_model.encoders.build import EncoderSettings
+from arms_model.encoders.protocol import Modality
 from arms_model.errors import ConfigError, DataError
 from arms_model.settings import nearest, parse
 from tasks.common.files import read_json
-from tasks.common.tables import read_parquet, read_table
+from tasks.common.tables import read_table
 
 QUERIES = Path("queries/queries.parquet")
 IMAGES = Path("queries/images")
@@ -115,19 +116,59 @@ def label_matrix(queries: pl.DataFrame, labels: pl.DataFrame, vlms: Sequence[str
     return matrix
 
 
-def load_encoders(names: Sequence[str]) -> dict[str, EncoderSettings]:
-    """The settings of the named encoders, as stage `embed` wrote them down.
+@dataclass(frozen=True, kw_only=True)
+class DescribedEncoder:
+    """An entry of `embed/encoders.json`.
+
+    Attributes:
+        modality: what it encodes.
+        identity: everything that decides its vectors.
+        width: of its vectors.
+        settings: its block of params.yaml.
+    """
+
+    modality: Modality
+    identity: str
+    width: int
+    settings: EncoderSettings
+
+
+def describe_encoders(names: Sequence[str], modality: str | None = None) -> dict[str, DescribedEncoder]:
+    """What stage `embed` wrote down about the named encoders.
+
+    Args:
+        names: encoders of section `embed`.
+        modality: what all of them must encode, `question` or `picture`; None where it does not matter.
 
     Raises:
-        ConfigError: a name that `embed` does not know.
+        ConfigError: a name that `embed` does not know, or an encoder of the other modality.
+        DataError: the file is missing or broken.
     """
-    described = read_json(EMBED / "encoders.json")
+    path = EMBED / "encoders.json"
+    try:
+        known = parse(_Described, {"encoders": read_json(path)}, str(path)).encoders
+    except ConfigError as error:
+        raise DataError(f"{error} {path} is not as stage `embed` writes it; run `dvc repro --force embed`.") from None
+    fitting = [name for name, encoder in known.items() if modality in (None, encoder.modality)]
     for name in names:
-        if name not in described:
-            raise ConfigError(f"encoder '{name}' does not stand in params.yaml: embed; {nearest(name, described)}")
-    return {
-        name: parse(EncoderSettings, described[name]["settings"], f"{EMBED}/encoders.json: {name}") for name in names
-    }
+        if name not in known:
+            raise ConfigError(f"encoder '{name}' does not stand in params.yaml: embed; {nearest(name, fitting)}")
+        if name not in fitting:
+            raise ConfigError(
+                f"encoder '{name}' encodes {known[name].modality}s, but stands where one for {modality}s is expected; "
+                f"{nearest(name, fitting)}"
+            )
+    return {name: known[name] for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Described:
+    encoders: dict[str, DescribedEncoder]
+
+
+def load_encoders(names: Sequence[str], modality: str | None = None) -> dict[str, EncoderSettings]:
+    """The settings of the named encoders; see `describe_encoders`."""
+    return {name: encoder.settings for name, encoder in describe_encoders(names, modality).items()}
 
 
 def load_vectors(queries: pl.DataFrame, modality: str, names: Sequence[str]) -> NDArray[np.float32]:
@@ -142,10 +183,12 @@ def load_vectors(queries: pl.DataFrame, modality: str, names: Sequence[str]) -> 
         (N, D) float32.
 
     Raises:
-        DataError: rows missing, or vectors that are not finite.
+        ConfigError: an encoder that `embed` does not know, or of the other modality.
+        DataError: a broken index, rows missing, or vectors that are not finite.
     """
+    describe_encoders(names, modality)
     index = queries.select("query_id").join(
-        read_parquet(EMBED / "index.parquet"), on="query_id", how="left", maintain_order="left"
+        read_table(EMBED / "index.parquet", "embed_index"), on="query_id", how="left", maintain_order="left"
     )
     if index[f"{modality}_row"].null_count():
         raise DataError(
@@ -157,7 +200,7 @@ def load_vectors(queries: pl.DataFrame, modality: str, names: Sequence[str]) -> 
     try:
         with safe_open(path, framework="numpy") as file:
             parts += [file.get_tensor(name)[rows] for name in names]
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, IndexError) as error:  # IndexError: the index is of other vectors
         raise DataError(f"{path} cannot be read ({error}); run `dvc repro embed`.") from None
     vectors = np.concatenate(parts, axis=1)
     if not np.isfinite(vectors).all():

@@ -30,10 +30,14 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
     },
     "label": {"query_id": _TEXT, "vlm": _TEXT, "correct": pl.Boolean(), "predicted": _TEXT},
     "split": {"query_id": _TEXT, "split": _TEXT},
+    "embed_index": {"query_id": _TEXT, "question_row": pl.Int32(), "picture_row": pl.Int32()},
+    "fold": {
+        "query_id": _TEXT, "vlm": _TEXT, "seed": pl.Int16(), "fold": pl.Int16(), "confidence": pl.Float16(),
+    },
 }  # fmt: skip
 KEYS: dict[str, list[str]] = {
     "queries": ["query_id"], "profiles": ["vlm"], "collect": ["query_id", "vlm"], "label": ["query_id", "vlm"],
-    "split": ["query_id"],
+    "split": ["query_id"], "embed_index": ["query_id"], "fold": ["query_id", "vlm"],
 }  # fmt: skip
 NULLABLE: dict[str, set[str]] = {
     "queries": {"choices", "source_image_sha256", "licence"},
@@ -41,6 +45,8 @@ NULLABLE: dict[str, set[str]] = {
     "collect": {"output", "imported_correct", "error", "latency_s", "prompt_tokens", "completion_tokens", "cost_usd"},
     "label": {"predicted"},
     "split": set(),
+    "embed_index": set(),
+    "fold": set(),
 }
 
 
