@@ -63,7 +63,7 @@ class Console(Quiet):
     def on_epoch(self, state: LoopState) -> None:
         """Say how the epoch went."""
         last = state.history[-1]
-        logger.debug(
+        logger.info(
             "%s: epoch %d, training loss %.4f, validation loss %.4f",
             self._what, last["epoch"], last["train_loss"], last["validation_loss"],
         )  # fmt: skip

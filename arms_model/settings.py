@@ -7,6 +7,7 @@ right one; values of a wrong type are refused by their path. pydantic does the t
 
 import dataclasses
 import difflib
+import json
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -36,7 +37,8 @@ def parse(settings_class: type[T], values: Any, path: str) -> T:
         raise ConfigError(f"{path}: expected a mapping of settings, got {type(values).__name__} ({values!r}).")
     _refuse_unknown_keys(settings_class, values, path)
     try:
-        return pydantic.TypeAdapter(settings_class).validate_python(values)
+        # Strict, so that "7" is no number and true no 1; by way of JSON, where a list is what a tuple is written as.
+        return pydantic.TypeAdapter(settings_class).validate_json(json.dumps(values, default=str), strict=True)
     except pydantic.ValidationError as error:
         raise ConfigError("\n".join(_one_line(issue, path) for issue in error.errors())) from None
 

@@ -104,6 +104,8 @@ def body() -> None:
     base = load_router(Path("models/train_base"))
     inputs = frozen(trained_inputs(base, queries, labels.profiles))
     shown = incremental_labels(labels, queries["query_id"].to_list(), replay_fraction=settings.replay_fraction)
+    dropped = np.setdiff1d(np.flatnonzero(splits == "train"), rows.numpy())
+    shown[np.ix_(dropped, np.asarray(labels.pools) == "new")] = np.nan  # a replayed query must not bring them back
     replayed = training_rows(np.where(np.isnan(new_only), shown, np.nan), splits, drop_unanswered=False)
     data = TrainingData(
         question=inputs.question,

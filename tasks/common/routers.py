@@ -172,6 +172,8 @@ def make_inputs(
 def _profile_source(
     profiles: Sequence[str], name: str, settings: EncoderSettings, running: dict[str, TrainableEncoder]
 ) -> Source:
+    if not profiles:
+        return KeptVectors(torch.zeros(0, 0))
     if name in running:
         return EncodedInLoop(running[name], list(profiles))
     return KeptVectors(torch.from_numpy(encode_all(build(settings), list(profiles))))
