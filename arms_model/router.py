@@ -35,6 +35,7 @@ class RouterConfig:
         picture_encoders: likewise the picture's.
         profile_encoder: name of the question encoder that encodes profiles.
         profile: whether profiles are encoded sentences or `learned` vectors.
+        encoder_identities: what the frozen encoders' vectors were made with, by name; vectors made otherwise do not fit.
         trainable_encoders: names of encoders that were trained with the router; their weights are stored with it.
         question_width: D_q.
         picture_width: D_v.
@@ -50,6 +51,7 @@ class RouterConfig:
     picture_encoders: dict[str, EncoderSettings]
     profile_encoder: str
     profile: ProfileKind
+    encoder_identities: dict[str, str] = field(default_factory=dict)
     trainable_encoders: tuple[str, ...] = ()
     question_width: int
     picture_width: int

@@ -17,6 +17,7 @@ from arms_model.calibration import CalibrationSettings
 from arms_model.encoders.build import EncoderSettings, build, build_trainable
 from arms_model.encoders.protocol import Encoder, TrainableEncoder
 from arms_model.encoders.question_text import question_text
+from arms_model.errors import DataError
 from arms_model.fitting import FittedRouter
 from arms_model.memory import MemorySettings
 from arms_model.metrics import choose, exact_match, outcomes
@@ -27,7 +28,7 @@ from arms_model.router import ProfileKind, Router, RouterConfig, sigmoid
 from arms_model.sources import EncodedInLoop, Joined, KeptVectors, Source
 from arms_model.storage import save_router
 from arms_model.training import TrainingSettings
-from tasks.common.dataset import IMAGES, Labels, load_encoders, load_vectors
+from tasks.common.dataset import IMAGES, Labels, describe_encoders, load_encoders, load_vectors
 from tasks.common.files import folder_written_whole, write_json, written_whole
 
 CHECKPOINTS = Path(".arms/checkpoints")
@@ -108,6 +109,11 @@ def use_one_thread_unless_encoders_train(trainable_encoders: Sequence[str]) -> N
 
 def make_config(settings: RouterSettings, labels: Labels, inputs: Inputs) -> RouterConfig:
     """The configuration of a router over the VLMs of `labels`."""
+    frozen_encoders = [
+        name
+        for name in (*settings.question_encoders, *settings.picture_encoders)
+        if name not in settings.trainable_encoders
+    ]
     return RouterConfig(
         network=settings.network,
         num_members=settings.num_members,
@@ -116,6 +122,7 @@ def make_config(settings: RouterSettings, labels: Labels, inputs: Inputs) -> Rou
         picture_encoders=load_encoders(settings.picture_encoders),
         profile_encoder=settings.profile_encoder,
         profile=settings.profile,
+        encoder_identities={name: e.identity for name, e in describe_encoders(frozen_encoders).items()},
         trainable_encoders=settings.trainable_encoders,
         question_width=inputs.question.width,
         picture_width=inputs.picture.width,
@@ -189,8 +196,18 @@ def encode_all(encoder: Encoder, items: Sequence[Any], *, batch_size: int = 64) 
 
 
 def trained_inputs(router: Router, queries: pl.DataFrame, profiles: Sequence[str]) -> Inputs:
-    """Sources as `router` takes them: its own encoders, with the weights it trained where it trained them."""
+    """Sources as `router` takes them: its own encoders, with the weights it trained where it trained them.
+
+    Raises:
+        DataError: the kept vectors were made by another encoder than those the router was trained on.
+    """
     config = router.config
+    for name, encoder in describe_encoders(tuple(config.encoder_identities)).items():
+        if encoder.identity != config.encoder_identities[name]:
+            raise DataError(
+                f"encoder '{name}' is now {encoder.identity}, but this router was trained on vectors of "
+                f"{config.encoder_identities[name]}; run its train stage again (`dvc repro`)."
+            )
     return make_inputs(
         queries,
         profiles,
