@@ -35,7 +35,7 @@ class RouterConfig:
         picture_encoders: likewise the picture's.
         profile_encoder: name of the question encoder that encodes profiles.
         profile: whether profiles are encoded sentences or `learned` vectors.
-        encoder_identities: what the frozen encoders' vectors were made with, by name; vectors made otherwise do not fit.
+        encoder_identities: what the frozen encoders' vectors were made with, by name; others do not fit.
         trainable_encoders: names of encoders that were trained with the router; their weights are stored with it.
         question_width: D_q.
         picture_width: D_v.
