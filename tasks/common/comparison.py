@@ -1,6 +1,6 @@
 """What stands beside the router: baselines by name, fitted on the same training queries, and the labels that count."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +82,7 @@ def fit_predict(
     return scores
 
 
-def methods_of(scores: dict[str, NDArray[np.float64]], candidates: NDArray[np.bool_]) -> list[Method]:
+def methods_of(scores: Mapping[str, NDArray[np.floating]], candidates: NDArray[np.bool_]) -> list[Method]:
     """Baselines' confidences as methods over these candidates."""
     return [by_confidence(name, "baseline", [part], candidates) for name, part in scores.items()]
 

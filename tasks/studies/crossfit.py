@@ -18,15 +18,18 @@ Source: arXiv 2606.08970 has no intervals; protocol ours.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +39,8 @@ import torch
 from numpy.typing import NDArray
 
 from arms_model.baselines.protocol import Queries
-from arms_model.errors import ConfigError
-from arms_model.evaluation import MACRO, Pool, by_confidence, evaluate, single_vlms
+from arms_model.errors import ArmsError, ConfigError
+from arms_model.evaluation import Pool, by_confidence, evaluate, single_vlms
 from arms_model.fitting import fit_router
 from arms_model.folds import NUM_FOLDS, outer_folds, validation_mask
 from arms_model.metrics import filtered_mask
@@ -45,50 +48,30 @@ from arms_model.progress import Progress
 from arms_model.training import TrainingData
 from tasks.common.comparison import (
     BASELINES,
-    BEST_PER_TASK,
     BEST_SINGLE,
-    KNN,
-    KNN_AND_RIDGE,
     fit_predict,
     make_queries,
+    methods_of,
     scored_labels,
 )
-from tasks.common.dataset import Labels, load_labels, load_queries
-from tasks.common.files import read_json, write_json, written_whole
+from tasks.common.dataset import Labels, describe_encoders, load_labels, load_queries
+from tasks.common.files import written_whole
 from tasks.common.params import load_section
-from tasks.common.results import em_lines, markdown, pair_lines, print_tables, rows_frame, write_csv
+from tasks.common.results import (
+    print_tables,
+    rows_frame,
+    without_candidate,
+    write_csv,
+)
 from tasks.common.routers import Inputs, RouterSettings, frozen, make_config, make_inputs
 from tasks.common.stage import run_stage
-from tasks.common.tables import read_parquet, write_parquet
+from tasks.studies.crossfit_report import REFERENCES, ROUTER, compare, document
+from tasks.studies.kept_folds import Job, keep, open_study, read_confidences
 
 FORMAT = 1  # raised when the way a fold is fitted changes
-ROUTER = "ARMS"
 GROUPINGS = ("image_group", "template")
 VALIDATION_SHARE = 0.15
-REFERENCES = (BEST_SINGLE, BEST_PER_TASK, KNN, KNN_AND_RIDGE)
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One fit: a method on one fold, with one seed where the method has seeds.
-
-    Attributes:
-        grouping: what the folds are made from.
-        method: `ROUTER`, or a name in `BASELINES`.
-        seed: 0 for methods without seeds.
-        fold: 0 to 4, the one held out.
-    """
-
-    grouping: str
-    method: str
-    seed: int
-    fold: int
-
-    def path(self, folder: Path) -> Path:
-        """Where its confidences are kept."""
-        method = self.method.replace(" ", "-")
-        return folder / self.grouping / method / f"seed{self.seed}-fold{self.fold}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,72 +166,60 @@ def fit_baseline_fold(study: Study, job: Job) -> NDArray[np.float64]:
     )[job.method]
 
 
-def fold_frame(study: Study, job: Job, confidences: NDArray[np.floating]) -> pl.DataFrame:
-    """A fold's confidences of the pairs that were asked, as a long table without labels."""
+def fit_fold(study: Study, job: Job, folder: Path) -> None:
+    """Fit one method on the other folds and keep its confidences of this one."""
+    fit = fit_router_fold if job.method == ROUTER else fit_baseline_fold
     rows = np.flatnonzero(outer_folds(study.groups(job.grouping)) == job.fold)
-    row, column = np.nonzero(~np.isnan(study.scored[rows]))
-    return pl.DataFrame(
-        {
-            "query_id": study.table["query_id"].gather(rows[row]),
-            "vlm": pl.Series(list(study.labels.vlms)).gather(column),
-            "seed": pl.Series([job.seed] * len(row), dtype=pl.Int16),
-            "fold": pl.Series([job.fold] * len(row), dtype=pl.Int16),
-            "confidence": confidences[row, column].astype(np.float16),
-        }
+    keep(
+        job,
+        folder,
+        queries=study.table["query_id"].gather(rows).to_list(),
+        vlms=study.labels.vlms,
+        asked=~np.isnan(study.scored[rows]),
+        confidences=fit(study, job),
     )
 
 
-_study: Study | None = None
+_loaded: dict[str, Study] = {}  # a worker's study, under "study"
 
 
 def _start_worker(workspace: Path) -> None:
-    """Each worker uses one thread and loads the tables once."""
-    global _study
+    """Each worker uses one thread and loads the tables once; SIGTERM unwinds it, so that no temporary file is left."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.chdir(workspace)
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
-    _study = load_study()
+    _loaded["study"] = load_study()
 
 
-def _run(job: Job, folder: Path) -> Job:
-    assert _study is not None  # noqa: S101 - set by _start_worker
-    fit = fit_router_fold if job.method == ROUTER else fit_baseline_fold
-    write_parquet(job.path(folder), fold_frame(_study, job, fit(_study, job)))
-    return job
+def _run(job: Job, folder: Path) -> None:
+    try:
+        fit_fold(_loaded["study"], job, folder)
+    except SystemExit:
+        os._exit(143)  # the pool would send the exception back and give this worker the next job
 
 
 def fingerprint(study: Study) -> dict[str, str]:
-    """What the kept folds are made of: the code's format, labels and profiles, encoders, and the router's settings."""
+    """What the kept folds are made of: the code's format, the data, the encoders, and the router's settings.
+
+    The data are both kinds of labels, the VLMs with their pools and profiles, and every column of the queries that a
+    method or a table looks at; questions and pictures count by their bytes.
+    """
     data = hashlib.sha256(np.ascontiguousarray(study.labels.correct).tobytes())
-    for column in ("query_id", *GROUPINGS):
-        data.update("\n".join(study.table[column]).encode())
-    data.update("\n".join([*study.labels.vlms, *study.labels.profiles]).encode())
-    described = read_json(Path("embed/encoders.json"))
+    data.update(np.ascontiguousarray(study.scored).tobytes())
+    columns = ("query_id", "benchmark", "task", "answer_type", "question", "image_sha256", *GROUPINGS)
+    vlms = (study.labels.vlms, study.labels.pools, study.labels.profiles)
+    for texts in (*(study.table[column].to_list() for column in columns), study.table["choices"].to_list(), *vlms):
+        data.update(json.dumps(texts).encode())
     used = (*study.settings.question_encoders, *study.settings.picture_encoders, study.settings.profile_encoder)
     return {
         "format": str(FORMAT),
         "data": data.hexdigest(),
-        "encoders": json.dumps({name: described[name]["identity"] for name in used}, sort_keys=True),
+        "encoders": json.dumps(
+            {name: encoder.identity for name, encoder in describe_encoders(used).items()}, sort_keys=True
+        ),
         "settings": json.dumps(dataclasses.asdict(study.settings), sort_keys=True),
     }
-
-
-def refuse_other_study(folder: Path, ours: dict[str, str]) -> None:
-    """Refuse to mix kept folds of two studies.
-
-    Raises:
-        ConfigError: the folder's folds were made of something else.
-    """
-    path = folder / "study.json"
-    if not path.exists():
-        return
-    theirs = read_json(path)
-    differing = [name for name in ours if theirs.get(name) != ours[name]]
-    if differing:
-        raise ConfigError(
-            f"{folder} holds folds of another study ({', '.join(differing)} differ). Give another --output, or --refit "
-            "to fit all of them again in its place."
-        )
 
 
 def jobs(groupings: Sequence[str], seeds: Sequence[int]) -> list[Job]:
@@ -263,33 +234,48 @@ def jobs(groupings: Sequence[str], seeds: Sequence[int]) -> list[Job]:
 
 
 def run_jobs(todo: Sequence[Job], *, workspace: Path, folder: Path, workers: int) -> None:
-    """Fit what is missing, in processes of one thread each; every finished fold is kept at once."""
+    """Fit what is missing, in processes of one thread each; every finished fold is kept at once.
+
+    Raises:
+        ArmsError: a worker died.
+    """
     context = multiprocessing.get_context("spawn")
     with (
         Progress(len(todo), "cross-fitting", "fit") as progress,
         ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(workspace,)) as pool,
     ):
-        running = [pool.submit(_run, job, folder) for job in todo]
         try:
+            with _ctrl_c_held_back():
+                running = [pool.submit(_run, job, folder) for job in todo]
             for future in as_completed(running):
                 future.result()
                 progress.update()
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise ArmsError(
+                    "a worker died, most likely for want of memory. Finished folds are kept; run the same command "
+                    "again with fewer --workers."
+                ) from None
             raise
+
+
+@contextlib.contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Workers that start in here never see a terminal's Ctrl-C; the parent sees it afterwards and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def read_scores(study: Study, grouping: str, method: str, seed: int, folder: Path) -> NDArray[np.float32]:
     """The kept folds of one method and seed as one matrix (N, K); NaN for pairs that were not asked."""
-    files = [Job(grouping=grouping, method=method, seed=seed, fold=fold).path(folder) for fold in range(NUM_FOLDS)]
-    frame = pl.concat([read_parquet(path) for path in files])
-    row_of = {query: row for row, query in enumerate(study.table["query_id"])}
-    column_of = {vlm: column for column, vlm in enumerate(study.labels.vlms)}
-    scores = np.full(study.scored.shape, np.nan, dtype=np.float32)
-    rows = [row_of[query] for query in frame["query_id"]]
-    columns = [column_of[vlm] for vlm in frame["vlm"]]
-    scores[rows, columns] = frame["confidence"].cast(pl.Float32).to_numpy()
-    return scores
+    folds = [Job(grouping=grouping, method=method, seed=seed, fold=fold) for fold in range(NUM_FOLDS)]
+    return read_confidences(folds, folder, queries=study.table["query_id"].to_list(), vlms=study.labels.vlms)
 
 
 def tables(
@@ -305,7 +291,7 @@ def tables(
             correct = np.where(inside, study.scored, np.nan).astype(np.float32)
             candidates = ~np.isnan(correct)
             methods = [by_confidence(ROUTER, "router", router, candidates)]
-            methods += [by_confidence(name, "baseline", [part], candidates) for name, part in baselines.items()]
+            methods += methods_of(baselines, candidates)
             methods += single_vlms(study.labels.vlms, baselines[BEST_SINGLE], candidates)
             rows = evaluate(
                 methods,
@@ -319,22 +305,8 @@ def tables(
                 references=REFERENCES,
                 draws=draws,
             )
-            yield rows_frame(rows, grouping=grouping, pool=pool)
-
-
-def compare(frame: pl.DataFrame) -> str:
-    """A sentence per table: how the router stands to the references on macro EM."""
-    lines = []
-    for (grouping, pool), part in frame.group_by("grouping", "pool", maintain_order=True):
-        row = part.filter((pl.col("benchmark") == MACRO) & (pl.col("method") == ROUTER)).row(0, named=True)
-        for reference in REFERENCES:
-            name = f"minus_{reference.replace(' ', '_')}"
-            mean, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-            verdict = "above" if low > 0 else "below" if high < 0 else "not told apart from"
-            lines.append(
-                f"{grouping}, {pool} pool: {ROUTER} is {verdict} {reference}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-            )
-    return "\n".join(lines)
+            without = without_candidate(benchmark, candidates)
+            yield rows_frame(rows, grouping=grouping, pool=pool, without_candidate=without)
 
 
 def study(arguments: argparse.Namespace) -> None:
@@ -345,13 +317,10 @@ def study(arguments: argparse.Namespace) -> None:
     workspace = arguments.workspace.resolve()
     os.chdir(workspace)
     loaded = load_study()
-    ours = fingerprint(loaded)
-    if not arguments.refit:
-        refuse_other_study(folder, ours)
+    open_study(folder, fingerprint(loaded), is_refit=arguments.refit)
     wanted = jobs(arguments.groupings, arguments.seeds)
-    todo = [job for job in wanted if arguments.refit or not job.path(folder).exists()]
+    todo = [job for job in wanted if not job.path(folder).exists()]
     logger.info("%d of %d fits are kept already; %d to do", len(wanted) - len(todo), len(wanted), len(todo))
-    write_json(folder / "study.json", ours)
     if todo:
         run_jobs(todo, workspace=workspace, folder=folder, workers=arguments.workers)
     parts = list(tables(loaded, arguments.groupings, arguments.seeds, folder=folder, draws=arguments.draws))
@@ -362,13 +331,7 @@ def study(arguments: argparse.Namespace) -> None:
         print_tables(part, f"folds by {grouping}, {pool} pool, {len(arguments.seeds)} seeds")
     print(compare(frame))
     with written_whole(folder / "tables.md") as temporary:
-        temporary.write_text("\n".join(markdown_section(part) for part in parts), encoding="utf-8")
-
-
-def markdown_section(part: pl.DataFrame) -> str:
-    """One pool's tables in Markdown."""
-    grouping, pool = part.row(0)[:2]
-    return f"### Folds by `{grouping}`, {pool} pool\n\n{markdown(*em_lines(part))}\n\n{markdown(*pair_lines(part))}\n"
+        temporary.write_text(document(parts), encoding="utf-8")
 
 
 def main() -> int:
@@ -383,7 +346,7 @@ def main() -> int:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="the router's seeds (default: 0 1 2)")
     add("--draws", type=int, default=10_000, help="of the cluster bootstrap (default: %(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each (default: the cores)")
-    add("--refit", action="store_true", help="fit all folds again")
+    add("--refit", action="store_true", help="remove all kept folds first; leave it out to go on after a stop")
     arguments = parser.parse_args()
     return run_stage("crossfit", lambda: study(arguments))
 
