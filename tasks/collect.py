@@ -56,6 +56,7 @@ def recorded_answers(folder: Path, *, queries: pl.DataFrame, vlms: Sequence[Vlm]
         Table `collect`, both pools together.
 
     Raises:
+        ConfigError: a VLM's block asks none of the queries that it has answers to.
         DataError: the recorded table breaks its contract, answers a query that is not in the query set, or holds
             nothing of a VLM that params name.
     """
@@ -69,6 +70,9 @@ def recorded_answers(folder: Path, *, queries: pl.DataFrame, vlms: Sequence[Vlm]
     _log_vlms_left_out(outputs, vlms)
     answers = outputs.join(queries.select("query_id", "benchmark"), on="query_id")
     parts = [asked(answers.filter(pl.col("vlm") == vlm.name), vlm) for vlm in vlms]
+    for vlm, part in zip(vlms, parts, strict=True):
+        if not part.height:
+            _refuse_block_that_asks_nothing(vlm, answers)
     return pl.concat(parts).select(*SCHEMAS["collect"])
 
 
@@ -115,6 +119,14 @@ def _refuse_vlms_without_answers(outputs: pl.DataFrame, vlms: Sequence[Vlm], *, 
             f"{where}: no answer of {recorded.named(missing, len(missing))}. params.yaml names them in `vlms`: record "
             f"their answers, remove their blocks, or correct the name; '{missing[0]}': {nearest(missing[0], answered)}"
         )
+
+
+def _refuse_block_that_asks_nothing(vlm: Vlm, answers: pl.DataFrame) -> None:
+    there = sorted(set(answers.filter(pl.col("vlm") == vlm.name)["benchmark"]))
+    raise ConfigError(
+        f"vlms: {vlm.name}: benchmarks: none of its answers is of {', '.join(vlm.benchmarks or ())}; it has answers on "
+        f"{', '.join(there)}. Name one of those, or remove the block."
+    )
 
 
 def _log_vlms_left_out(outputs: pl.DataFrame, vlms: Sequence[Vlm]) -> None:

@@ -1,7 +1,7 @@
 """Stage `profiles`: one sentence per VLM from `params.yaml: vlms`, a table per pool.
 
-The tables hold no prices: a price change must not retrain anything (`cascade_eval` reads prices from params). They
-stand apart per pool, so that a new VLM leaves `profiles/base.parquet` and with it the base router untouched.
+The tables hold no prices: a price change must not retrain anything. They stand apart per pool, so that a new VLM leaves
+`profiles/base.parquet` and with it the base router untouched.
 
 Run: `python -m tasks.profiles`; reads `params.yaml`, writes `profiles/{base,new}.parquet`.
 """

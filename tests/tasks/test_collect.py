@@ -120,6 +120,12 @@ def test_vlm_without_any_answer_is_refused_with_the_nearest_name(recorded: Recor
         _collect(recorded, _vlm("toy-bigg"))
 
 
+def test_block_that_leaves_a_vlm_no_answer_is_refused_with_what_it_has(recorded: Recorded) -> None:
+    message = "toy-shape: benchmarks: none of its answers is of counts; it has answers on colours, verdicts. Name one"
+    with pytest.raises(ConfigError, match=message):
+        _collect(recorded, _vlm("toy-big"), _vlm("toy-shape", benchmarks=["counts"]))
+
+
 def test_unknown_benchmark_in_a_block_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="toy-big: benchmarks: unknown benchmark 'color'; did you mean 'colours'"):
         refuse_unknown_benchmarks([_vlm(benchmarks=["color"])], {"colours", "counts"})

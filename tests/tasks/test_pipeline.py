@@ -102,11 +102,14 @@ def test_new_vlm_runs_the_new_pool_and_leaves_the_base_router_byte_for_byte(
     assert copied_tree.repro() == []
 
 
-def test_price_retrains_nothing(copied_tree: Tree) -> None:
+def test_price_retrains_nothing(copied_tree: Tree, finished_tree: Tree) -> None:
     params = copied_tree.params()
-    params["vlms"][0]["usd_per_mtok_out"] = 12.5
+    block = next(vlm for vlm in params["vlms"] if vlm["name"] == "toy-big")
+    block["usd_per_mtok_in"] = 12.5
     copied_tree.write_params(params)
-    assert set(copied_tree.repro()) <= {"profiles", "collect", "cascade_eval"}
+    assert set(copied_tree.repro()) == {"profiles", "collect"}  # they read the blocks, and write the same tables
+    for path in ("profiles", "collect", "label", "models", "cascade_eval"):
+        assert copied_tree.sha256(path) == finished_tree.sha256(path), path
 
 
 def test_empty_new_pool_runs_through_and_says_there_is_nothing_to_learn(copied_tree: Tree, finished_tree: Tree) -> None:
@@ -206,6 +209,12 @@ def test_stage_on_a_disk_that_is_really_full_says_so(copied_tree: Tree) -> None:
         ("split", {"group_bye": "template"}, "split.group_bye: unknown key; did you mean 'group_by'?"),
         ("embed", {"pictures": {}, "questions": {}}, "embed"),
         ("vlms", [LATE], "none of the 1 VLMs is in pool 'base'"),
+        (
+            "train_base",
+            {"question_encoders": ["pixels"], "picture_encoders": ["surface"], "profile_encoder": "pixels"},
+            "encoder 'pixels' encodes pictures, but stands where one for questions is expected",
+        ),
+        ("cascade_eval", {"taus": [0.5, 0.5]}, "taus names a threshold twice"),
     ],
 )
 def test_user_mistake_stops_repro_at_its_stage_with_its_message(
