@@ -18,12 +18,13 @@ from torch import Tensor
 from arms_model.calibration import Calibration
 from arms_model.encoders.build import build_trainable
 from arms_model.errors import DataError, StorageError
-from arms_model.memory import Memory
+from arms_model.memory import Kernel, Memory
 from arms_model.router import Router, RouterConfig, build_network
 from arms_model.settings import parse
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+MEMORY_ARRAYS = ("keys", "residuals", "labels", "means")
 
 
 def save_router(router: Router, folder: Path) -> None:
@@ -91,17 +92,22 @@ def _tensors(router: Router) -> dict[str, Tensor]:
     for encoder, module in router.encoder_modules.items():
         tensors |= {f"encoders.{encoder}.{name}": value for name, value in module.state_dict().items()}
     if router.memory is not None:
-        tensors["memory.keys"] = torch.from_numpy(np.ascontiguousarray(router.memory.keys))
-        tensors["memory.residuals"] = torch.from_numpy(np.ascontiguousarray(router.memory.residuals))
+        for name in MEMORY_ARRAYS:
+            tensors[f"memory.{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(router.memory, name)))
     for name in ("scale", "bias", "is_own"):
         tensors[f"calibration.{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(router.calibration, name)))
     return tensors
 
 
-def _memory(numbers: dict[str, float] | None, weights: dict[str, Tensor]) -> Memory | None:
-    if numbers is None:
+def _memory(described: dict[str, Any] | None, weights: dict[str, Tensor]) -> Memory | None:
+    if described is None:
         return None
-    return Memory(keys=weights["memory.keys"].numpy(), residuals=weights["memory.residuals"].numpy(), **numbers)
+    return Memory(
+        **{name: weights[f"memory.{name}"].numpy() for name in MEMORY_ARRAYS},
+        residual_kernel=Kernel(**described["residual_kernel"]),
+        label_kernel=Kernel(**described["label_kernel"]),
+        network_weight=described["network_weight"],
+    )
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -290,7 +290,10 @@ def test_router_with_a_memory_is_stored_and_scores_as_before(tmp_path: Path) -> 
     config, data = bagged()
     router = fit(config, data, memory=MemorySettings())
     save_router(router, tmp_path)
-    np.testing.assert_array_equal(load_router(tmp_path).confidences(*vectors(data)), router.confidences(*vectors(data)))
+    loaded = load_router(tmp_path)
+    assert loaded.memory.described() == router.memory.described()
+    # Equal up to float rounding: sums over arrays that lie otherwise in memory.
+    np.testing.assert_allclose(loaded.confidences(*vectors(data)), router.confidences(*vectors(data)), rtol=1e-5)
 
 
 def test_incremental_training_keeps_the_old_memory_and_calibration() -> None:
