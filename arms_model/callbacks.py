@@ -18,6 +18,7 @@ from torch import Tensor
 
 from arms_model.errors import ConfigError, StorageError
 from arms_model.progress import Progress
+from arms_model.storage import under
 from arms_model.training import LoopState
 
 logger = logging.getLogger(__name__)
@@ -184,10 +185,10 @@ class Checkpoints(Quiet):
         refuse_other_run(json.loads(metadata.get("fingerprint", "{}")), self._fingerprint, self._path)
         for name, value in json.loads(metadata["counters"]).items():
             setattr(state, name, value)
-        state.load_weights(_under(tensors, "weights."))
-        state.best = _under(tensors, "best.")
+        state.load_weights(under(tensors, "weights."))
+        state.best = under(tensors, "best.")
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(tensors, "optimiser.").items():
+        for name, value in under(tensors, "optimiser.").items():
             number, moment = name.split(".", 1)
             moments.setdefault(int(number), {})[moment] = value
         groups = state.optimiser.state_dict()["param_groups"]
@@ -211,7 +212,3 @@ def refuse_other_run(found: dict[str, Any], expected: dict[str, Any], path: Path
             f"checkpoint {path} is from another configuration ({'; '.join(differing)}). Put the configuration back to "
             "go on from it, or remove the file to start afresh."
         )
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

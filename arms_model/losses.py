@@ -19,18 +19,14 @@ def masked_bce(logits: Tensor, correct: Tensor) -> Tensor:
     Returns:
         A scalar; 0 (with a gradient of 0) where no pair has a label.
     """
-    asked = ~torch.isnan(correct)
-    target = torch.where(asked, correct, torch.zeros_like(correct))
-    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
-    return torch.where(asked, losses, torch.zeros_like(losses)).sum() / asked.sum().clamp_min(1)
+    losses, asked = _pair_losses(logits, correct)
+    return losses.sum() / asked.sum().clamp_min(1)
 
 
 def query_averaged_bce(logits: Tensor, correct: Tensor) -> Tensor:
     """Like `masked_bce` for (B, K), but every query counts the same however many VLMs answered it (not the paper's)."""
-    asked = ~torch.isnan(correct)
-    target = torch.where(asked, correct, torch.zeros_like(correct))
-    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
-    per_query = torch.where(asked, losses, torch.zeros_like(losses)).sum(-1) / asked.sum(-1).clamp_min(1)
+    losses, asked = _pair_losses(logits, correct)
+    per_query = losses.sum(-1) / asked.sum(-1).clamp_min(1)
     return per_query.sum() / asked.any(-1).sum().clamp_min(1)
 
 
@@ -58,3 +54,11 @@ def contrast(logits: Tensor, correct: Tensor) -> Tensor:
 def load_balance(gate_weights: Tensor) -> Tensor:
     """How unevenly a batch uses the experts: (B, E) -> scalar from 1 (evenly) to E (one only); beyond the paper."""
     return gate_weights.shape[-1] * gate_weights.mean(0).square().sum()
+
+
+def _pair_losses(logits: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each pair, 0 where it was not asked, and which pairs were asked; shapes as `correct`."""
+    asked = ~torch.isnan(correct)
+    target = torch.where(asked, correct, torch.zeros_like(correct))
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+    return torch.where(asked, losses, torch.zeros_like(losses)), asked

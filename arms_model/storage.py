@@ -38,8 +38,8 @@ def save_router(router: Router, folder: Path) -> None:
         "format": FORMAT,
         "weights_sha256": _sha256(weights_path),
         "calibration_log_loss": [
-            _finite(router.calibration.log_loss_before),
-            _finite(router.calibration.log_loss_after),
+            finite(router.calibration.log_loss_before),
+            finite(router.calibration.log_loss_after),
         ],
         "memory": None if router.memory is None else router.memory.described(),
         "router": dataclasses.asdict(router.config),
@@ -60,13 +60,13 @@ def load_router(folder: Path) -> Router:
     members = []
     for number in range(router_config.num_members):
         member = build_network(router_config)
-        _load(member, _under(weights, f"members.{number}."), folder)
+        _load(member, under(weights, f"members.{number}."), folder)
         members.append(member.eval())
     modules = {}
     for name in router_config.trainable_encoders:
         settings = {**router_config.question_encoders, **router_config.picture_encoders}[name]
         module = build_trainable(settings).module
-        _load(module, _under(weights, f"encoders.{name}."), folder)
+        _load(module, under(weights, f"encoders.{name}."), folder)
         modules[name] = module.eval()
     before, after = config["calibration_log_loss"]
     return Router(
@@ -137,7 +137,8 @@ def _load(module: torch.nn.Module, weights: dict[str, Tensor], folder: Path) -> 
         raise StorageError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {error}") from None
 
 
-def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
@@ -146,5 +147,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """`value`, or None where JSON has no number for it (NaN, infinity)."""
     return float(value) if np.isfinite(value) else None

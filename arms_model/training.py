@@ -287,8 +287,7 @@ def seed_everything(seed: int) -> None:
 
 
 def _modules(network: ArmsNetwork, data: TrainingData) -> dict[str, nn.Module]:
-    parts = {"network": network, **dict(_encoders(data))}
-    return {name: module for name, module in parts.items() if module is not None}
+    return {"network": network, **dict(_encoders(data))}
 
 
 def _encoders(data: TrainingData) -> list[tuple[str, nn.Module]]:

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from arms_model.baselines.protocol import Queries
 from arms_model.cascade import cascade
 from arms_model.errors import DataError
-from arms_model.evaluation import MACRO, Method, Pool, by_confidence, evaluate, single_vlms
-from arms_model.metrics import filtered_mask
+from arms_model.evaluation import MACRO, Method, by_confidence
 from arms_model.router import Router
 from arms_model.storage import load_router
 from tasks.common.comparison import (
@@ -37,13 +36,13 @@ from tasks.common.comparison import (
     LEARNED,
     fit_predict,
     make_queries,
-    methods_of,
+    pool_table,
     scored_labels,
 )
 from tasks.common.dataset import Labels, load_labels, load_queries, load_splits
 from tasks.common.files import folder_written_whole, write_json
 from tasks.common.params import load_group_by, load_section, load_seed
-from tasks.common.results import print_tables, rows_frame, without_candidate, write_csv
+from tasks.common.results import print_tables, rows_frame, write_csv
 from tasks.common.routers import NOTHING, router_vectors
 from tasks.common.stage import run_stage
 
@@ -214,22 +213,19 @@ def split_rows(
             continue
         if not methods[pool]:
             logger.info("split %s, %s pool: no router has learnt the new VLMs; the rows are baselines", split, pool)
-        compared = [*methods[pool], *methods_of(baselines, candidates)]
-        compared += single_vlms(labels.vlms, baselines[BEST_SINGLE], candidates)
-        evaluated = evaluate(
-            compared,
-            Pool(
-                correct=np.where(candidates, scored[rows], np.nan).astype(np.float32),
-                answered=filtered_mask(scored[rows]),
-                benchmark=view.queries.benchmark,
-                group=view.queries.group,
-                own=labels.correct[rows],
-            ),
+        evaluated, without = pool_table(
+            methods[pool],
+            baselines,
+            labels=labels,
+            scored=scored,
+            rows=rows,
+            inside=inside,
+            benchmark=view.queries.benchmark,
+            group=view.queries.group,
             references=[BEST_SINGLE, *(name for name in (KNN,) if name in names)],
             draws=settings.draws,
             seed=seed,
         )
-        without = without_candidate(view.queries.benchmark, candidates)
         yield rows_frame(evaluated, split=split, pool=pool, without_candidate=without)
 
 

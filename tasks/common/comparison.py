@@ -13,8 +13,10 @@ from arms_model.baselines.logistic import LogisticPerVlm
 from arms_model.baselines.mean import MeanOfBaselines
 from arms_model.baselines.protocol import Baseline, Queries
 from arms_model.baselines.ridge import HierarchicalRidge
-from arms_model.evaluation import Method, by_confidence
-from tasks.common.dataset import label_matrix, load_encoders, load_vectors
+from arms_model.evaluation import Method, Pool, Row, by_confidence, evaluate, single_vlms
+from arms_model.metrics import filtered_mask
+from tasks.common.dataset import Labels, label_matrix, load_encoders, load_vectors
+from tasks.common.results import without_candidate
 from tasks.common.tables import read_table
 
 BEST_SINGLE, BEST_PER_TASK, KNN, RIDGE = "best single", "best per task", "kNN", "ridge"
@@ -101,3 +103,50 @@ def scored_labels(queries: pl.DataFrame, vlms: Sequence[str], own: NDArray[np.fl
     collected = pl.concat([read_table(Path(f"collect/{pool}.parquet"), "collect") for pool in ("base", "new")])
     given = label_matrix(queries, collected.select("query_id", "vlm", correct="imported_correct"), vlms)
     return np.where(np.isnan(own) | np.isnan(given), own, given)
+
+
+def pool_table(
+    routers: Sequence[Method],
+    baselines: Mapping[str, NDArray[np.floating]],
+    *,
+    labels: Labels,
+    scored: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    inside: NDArray[np.bool_],
+    benchmark: NDArray[np.str_],
+    group: NDArray[np.str_],
+    references: Sequence[str],
+    draws: int,
+    seed: int = 0,
+) -> tuple[list[Row], str]:
+    """Routers, baselines and single VLMs of one pool on the same queries.
+
+    Args:
+        routers: the routers' rows over this pool's candidates.
+        baselines: confidences (R, K) by name; the order of `best single` is what a single VLM passes on by.
+        labels: our labels (N, K), the VLMs' names.
+        scored: (N, K) the labels that count.
+        rows: (R,) the queries of this table, rows of both.
+        inside: (K,) bool, the pool's VLMs.
+        benchmark: (R,) str.
+        group: (R,) str, what the bootstrap resamples.
+        references: see `evaluate`.
+        draws: see `evaluate`.
+        seed: see `evaluate`.
+
+    Returns:
+        The rows, and which queries have no candidate, in words.
+    """
+    correct = np.where(inside, scored[rows], np.nan).astype(np.float32)
+    candidates = ~np.isnan(correct)
+    methods = [*routers, *methods_of(baselines, candidates)]
+    methods += single_vlms(labels.vlms, baselines[BEST_SINGLE], candidates)
+    pool = Pool(
+        correct=correct,
+        answered=filtered_mask(scored[rows]),
+        benchmark=benchmark,
+        group=group,
+        own=labels.correct[rows],
+    )
+    evaluated = evaluate(methods, pool, references=references, draws=draws, seed=seed)
+    return evaluated, without_candidate(benchmark, candidates)

@@ -1,7 +1,6 @@
 """What the three train stages share: their settings, and the way from sealed tables to a router in a folder."""
 
 import csv
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from arms_model.network import NetworkSettings
 from arms_model.pictures import open_picture
 from arms_model.router import ProfileKind, Router, RouterConfig, sigmoid
 from arms_model.sources import EncodedInLoop, Joined, KeptVectors, Source
-from arms_model.storage import save_router
+from arms_model.storage import finite, save_router
 from arms_model.training import TrainingSettings
 from tasks.common.dataset import IMAGES, Labels, describe_encoders, load_encoders, load_vectors
 from tasks.common.files import folder_written_whole, write_json, written_whole
@@ -269,11 +268,11 @@ def publish(stage: str, fitted: FittedRouter, correct: NDArray[np.float32], extr
         "epochs": [len(history) for history in fitted.histories],
         "memory": None if router.memory is None else router.memory.described(),
         "validation_queries": int(candidates.any(1).sum()),
-        "validation_em": _finite(exact_match(outcomes(labels, choose(confidences, candidates)))),
-        "validation_log_loss_uncalibrated": _finite(router.calibration.log_loss_before),
-        "validation_log_loss_in_sample": _finite(router.calibration.log_loss_after),
+        "validation_em": finite(exact_match(outcomes(labels, choose(confidences, candidates)))),
+        "validation_log_loss_uncalibrated": finite(router.calibration.log_loss_before),
+        "validation_log_loss_in_sample": finite(router.calibration.log_loss_after),
         **{
-            f"validation_{name}": _finite(ece(labels[candidates], scores[candidates]))
+            f"validation_{name}": finite(ece(labels[candidates], scores[candidates]))
             for name, scores in (("ece_uncalibrated", sigmoid(fitted.logits)), ("ece_in_sample", confidences))
         },
         **extra,
@@ -301,7 +300,3 @@ def write_curves(stage: str, histories: Sequence[Sequence[dict[str, float]]]) ->
         writer.writeheader()
         for member, history in enumerate(histories):
             writer.writerows({"member": member, **record} for record in history)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -40,18 +40,16 @@ from numpy.typing import NDArray
 
 from arms_model.baselines.protocol import Queries
 from arms_model.errors import ArmsError, ConfigError
-from arms_model.evaluation import Pool, by_confidence, evaluate, single_vlms
+from arms_model.evaluation import by_confidence
 from arms_model.fitting import fit_router
 from arms_model.folds import NUM_FOLDS, outer_folds, validation_mask
-from arms_model.metrics import filtered_mask
 from arms_model.progress import Progress
 from arms_model.training import TrainingData
 from tasks.common.comparison import (
     BASELINES,
-    BEST_SINGLE,
     fit_predict,
     make_queries,
-    methods_of,
+    pool_table,
     scored_labels,
 )
 from tasks.common.dataset import Labels, describe_encoders, load_labels, load_queries
@@ -60,7 +58,6 @@ from tasks.common.params import load_section
 from tasks.common.results import (
     print_tables,
     rows_frame,
-    without_candidate,
     write_csv,
 )
 from tasks.common.routers import Inputs, RouterSettings, frozen, make_config, make_inputs
@@ -288,24 +285,19 @@ def tables(
         router = [read_scores(study, grouping, ROUTER, seed, folder) for seed in seeds]
         baselines = {name: read_scores(study, grouping, name, 0, folder) for name in BASELINES}
         for pool, inside in (("base", is_base), ("extended", np.ones_like(is_base))):
-            correct = np.where(inside, study.scored, np.nan).astype(np.float32)
-            candidates = ~np.isnan(correct)
-            methods = [by_confidence(ROUTER, "router", router, candidates)]
-            methods += methods_of(baselines, candidates)
-            methods += single_vlms(study.labels.vlms, baselines[BEST_SINGLE], candidates)
-            rows = evaluate(
-                methods,
-                Pool(
-                    correct=correct,
-                    answered=filtered_mask(study.scored),
-                    benchmark=benchmark,
-                    group=study.groups(grouping),
-                    own=study.labels.correct,
-                ),
+            candidates = ~np.isnan(study.scored) & inside
+            rows, without = pool_table(
+                [by_confidence(ROUTER, "router", router, candidates)],
+                baselines,
+                labels=study.labels,
+                scored=study.scored,
+                rows=np.arange(study.table.height),
+                inside=inside,
+                benchmark=benchmark,
+                group=study.groups(grouping),
                 references=REFERENCES,
                 draws=draws,
             )
-            without = without_candidate(benchmark, candidates)
             yield rows_frame(rows, grouping=grouping, pool=pool, without_candidate=without)
 
 
