@@ -6,8 +6,9 @@ on their order in the file.
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from arms_model.errors import ConfigError
 from arms_model.settings import parse
@@ -15,6 +16,88 @@ from tasks.common.params import raw_section
 
 Pool = Literal["base", "new"]
 POOLS: tuple[Pool, ...] = ("base", "new")
+
+
+PLACEHOLDERS = ("question", "options", "language")  # what a prompt template may name in braces
+PRICES = ("usd_per_mtok_in", "usd_per_mtok_out", "usd_per_image", "usd_per_call")
+_OURS = {"model", "messages", "stream", "n"}  # what a request sets itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where a VLM is asked, and how: any server that speaks OpenAI's chat completions.
+
+    What decides an answer is part of its key in the answer store: name, model, prompt, system, generation, image_detail,
+    max_side. The rest may change freely without anything being asked again.
+
+    Attributes:
+        name: a stable name for the service, e.g. `openai` or `our-vllm`; hosts and ports change, it does not.
+        base_url: the URL up to and with `/v1`.
+        model: what the service calls the VLM.
+        served_as: further model names that it may answer under; the asked name, alone or followed by a version after
+            `-`, `@` or `:`, is always accepted.
+        api_key_variable: the environment variable that holds the key; None where none is needed.
+        system: a system message, or None.
+        prompt: template of the user message; may name {question}, {options} (the choices as lettered lines) and
+            {language}.
+        generation: parameters of the request, e.g. temperature and max_tokens; an explicit null leaves one out.
+        image_detail: `low`, `high`, `auto`, or None to leave it to the service.
+        max_side: a picture with a longer side is scaled down to it, px; None sends pictures as they are stored.
+        image_tokens: the most tokens that a picture can cost, for budgets; None for an estimate from its size.
+        concurrency: requests in flight at once.
+        requests_per_minute: at most so many requests a minute; None for no limit.
+        timeout_s: seconds until a request counts as failed.
+        retries: how often a request that failed for a passing reason is sent again.
+        max_answer_bytes: a longer reply is cut off and counts as failed.
+        budget_usd: at most so much is spent on this VLM; None for no limit.
+    """
+
+    name: str
+    base_url: str
+    model: str
+    served_as: list[str] = field(default_factory=list)
+    api_key_variable: str | None = None
+    system: str | None = None
+    prompt: str = "{question}"
+    generation: dict[str, Any] = field(default_factory=lambda: {"temperature": 0, "max_tokens": 512})
+    image_detail: Literal["low", "high", "auto"] | None = None
+    max_side: int | None = 1024
+    image_tokens: int | None = None
+    concurrency: int = 8
+    requests_per_minute: float | None = None
+    timeout_s: float = 120.0
+    retries: int = 5
+    max_answer_bytes: int = 1_000_000
+    budget_usd: float | None = None
+
+    def __post_init__(self) -> None:
+        for text in ("name", "model", "prompt"):
+            if not getattr(self, text).strip():
+                raise ValueError(f"{text} may not be empty")
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"base_url must be like https://host/v1, not {self.base_url!r}")
+        if url.username or url.password or url.query:
+            raise ValueError("base_url may not carry a key; name an environment variable in api_key_variable")
+        unknown = set(re.findall(r"\{(\w*)\}", self.prompt)) - set(PLACEHOLDERS)
+        if unknown or "{question}" not in self.prompt:
+            raise ValueError(f"prompt must name {{question}} and nothing but {', '.join(PLACEHOLDERS)} in braces")
+        if ours := _OURS & set(self.generation):
+            raise ValueError(f"generation may not set {', '.join(sorted(ours))}")
+        for limit in ("max_side", "image_tokens", "concurrency", "requests_per_minute", "timeout_s", "max_answer_bytes"):
+            value = getattr(self, limit)
+            if value is not None and value <= 0:
+                raise ValueError(f"{limit} must be more than 0, not {value}")
+        for amount in ("retries", "budget_usd"):
+            value = getattr(self, amount)
+            if value is not None and value < 0:
+                raise ValueError(f"{amount} may not be negative, not {value}")
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens that an answer may have; None where the request does not say."""
+        limit = self.generation.get("max_completion_tokens", self.generation.get("max_tokens"))
+        return limit if isinstance(limit, int) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +116,15 @@ class Vlm:
         languages: languages it answers in.
         released: month of release, `YYYY-MM`.
         sample: ask it only so many queries; a larger number keeps the smaller one's queries. None: all.
+        sample_from: what the sample is drawn from: `all` queries, or those that a VLM of pool base `answered_by_base`
+            rightly.
+        whole_benchmarks: benchmarks of which it is asked every query, beside the sample.
         benchmarks: ask it only queries of these benchmarks. None: all.
         usd_per_mtok_in: price of a million prompt tokens; None where unknown or self-hosted.
         usd_per_mtok_out: price of a million answer tokens.
+        usd_per_image: price of a picture, where one is charged beside tokens.
+        usd_per_call: price of a request, where one is charged beside tokens.
+        endpoint: where it is asked; None where its answers are recorded.
     """
 
     name: str
@@ -49,9 +138,14 @@ class Vlm:
     languages: list[str] | None = None
     released: str | None = None
     sample: int | None = None
+    sample_from: Literal["all", "answered_by_base"] = "all"
+    whole_benchmarks: list[str] = field(default_factory=list)
     benchmarks: list[str] | None = None
     usd_per_mtok_in: float | None = None
     usd_per_mtok_out: float | None = None
+    usd_per_image: float | None = None
+    usd_per_call: float | None = None
+    endpoint: Endpoint | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip() or not self.display_name.strip():
@@ -60,10 +154,20 @@ class Vlm:
             raise ValueError(f"released must be a month as 'YYYY-MM', not {self.released!r}")
         if self.sample is not None and self.sample < 1:
             raise ValueError(f"sample must be 1 or more, not {self.sample}; leave it out to ask all queries")
-        for unit in ("params_b", "usd_per_mtok_in", "usd_per_mtok_out"):
+        if self.sample_from == "answered_by_base" and self.pool == "base":
+            raise ValueError("sample_from: answered_by_base is for VLMs of pool new; base VLMs are asked first")
+        for unit in ("params_b", *PRICES):
             value = getattr(self, unit)
             if value is not None and value < 0:
                 raise ValueError(f"{unit} may not be negative, not {value}")
+        budget = self.endpoint.budget_usd if self.endpoint else None
+        if budget is not None and not self.is_priced:
+            raise ValueError(f"endpoint.budget_usd needs a price: set one of {', '.join(PRICES)}")
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether a price is known; a price of 0 is one."""
+        return any(getattr(self, price) is not None for price in PRICES)
 
 
 def load_vlms() -> list[Vlm]:
