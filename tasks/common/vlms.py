@@ -84,7 +84,14 @@ class Endpoint:
             raise ValueError(f"prompt must name {{question}} and nothing but {', '.join(PLACEHOLDERS)} in braces")
         if ours := _OURS & set(self.generation):
             raise ValueError(f"generation may not set {', '.join(sorted(ours))}")
-        for limit in ("max_side", "image_tokens", "concurrency", "requests_per_minute", "timeout_s", "max_answer_bytes"):
+        for limit in (
+            "max_side",
+            "image_tokens",
+            "concurrency",
+            "requests_per_minute",
+            "timeout_s",
+            "max_answer_bytes",
+        ):
             value = getattr(self, limit)
             if value is not None and value <= 0:
                 raise ValueError(f"{limit} must be more than 0, not {value}")
