@@ -27,8 +27,8 @@ _OURS = {"model", "messages", "stream", "n"}  # what a request sets itself
 class Endpoint:
     """Where a VLM is asked, and how: any server that speaks OpenAI's chat completions.
 
-    What decides an answer is part of its key in the answer store: name, model, prompt, system, generation, image_detail,
-    max_side. The rest may change freely without anything being asked again.
+    What decides an answer is part of its key in the answer store: name, model, prompt, system, generation,
+    image_detail, max_side. The rest may change freely without anything being asked again.
 
     Attributes:
         name: a stable name for the service, e.g. `openai` or `our-vllm`; hosts and ports change, it does not.
