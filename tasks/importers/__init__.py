@@ -1,0 +1,1 @@
+"""From files that other tools wrote to a recorded folder, a module per format."""
