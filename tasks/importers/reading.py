@@ -1,13 +1,33 @@
-"""Read text files and tables of unknown origin: size, encoding and form are checked, and a fault says the line.
+"""Read text files and tables of unknown origin: size, encoding and form are checked, and a fault says file and line.
 
-Paths that a file names are followed only inside the folder that the user named.
+Rows come one by one, so that a data set with its pictures inside need not fit into memory. Paths that a file names are
+followed only inside the folder that the user named. Nothing is unpickled.
 """
 
+import csv
+import io
+import json
+import math
+import re
+import sys
+import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import fastexcel
 import polars as pl
+from polars.exceptions import PolarsError
+
+from arms_model.errors import ConfigError, DataError
+
+MAX_JSON_BYTES = 1_000_000_000  # read whole
+MAX_LINE_BYTES = 200_000_000  # a line may carry a picture
+MAX_XLSX_BYTES = 400_000_000  # unpacked
+MAX_XLSX_CELLS = 50_000_000
+_PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
+_TABLES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")
+_CELL = re.compile(rb"""\br\s*=\s*["']([A-Z]{1,3})?([0-9]{1,10})["']""")
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -16,7 +36,21 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         DataError: an absolute name, a URL, `..`, a backslash, a link that leads out of `folder`, or no such file.
     """
-    raise NotImplementedError
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+        raise DataError(f"{name[:200]!r} is a URL, and nothing is fetched here; download it and name the folder.")
+    parts = PurePosixPath(name).parts
+    odd = "\\" in name or "\0" in name or PureWindowsPath(name).drive
+    if not parts or parts[0] == "/" or ".." in parts or odd:
+        raise DataError(f"{name[:200]!r} does not name a file inside {folder}; it is not followed.")
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{path} is a link that leads out of {folder}; it is not followed.")
+        if not path.is_file():
+            raise DataError(f"{path} is missing; put the file there.")
+    except (OSError, RuntimeError) as error:  # a name too long, a circle of links
+        raise DataError(f"{name[:200]!r} cannot be a file in {folder} ({error}).") from None
+    return path
 
 
 def read_json(path: Path) -> Any:
@@ -25,24 +59,188 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: no such file, too large, not UTF-8, no JSON or cut off.
     """
-    raise NotImplementedError
+    with _opened(path, most=MAX_JSON_BYTES) as handle:
+        try:
+            return json.loads(handle.read())
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: {_form_fault(error)}") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} is no whole JSON file ({_one_line(error)}); fetch or write it again.") from None
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON-lines file one by one, each with its line number (from 1).
+    """The objects of a JSON-lines file one by one, each with its line number (from 1); blank lines are passed over.
 
     Raises:
         DataError: no such file, a line too long, not UTF-8, or no JSON object.
     """
-    raise NotImplementedError
-    yield
+    with _opened(path) as handle:
+        number = 0
+        while line := _next_line(handle, path, number=(number := number + 1)):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{path}, line {number}: no whole JSON object ({_one_line(error)}); the file is cut off or "
+                    "damaged, fetch it again or remove that line."
+                ) from None
+            if not isinstance(value, dict):
+                raise DataError(f"{path}, line {number}: a {type(value).__name__}, expected a JSON object ({{...}}).")
+            yield number, value
 
 
-def read_table_file(path: Path) -> pl.DataFrame:
-    """A parquet, csv, tsv, xlsx, json or jsonl table; csv and tsv come as texts, the header row as it stands.
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a csv, tsv, xlsx, json, jsonl or parquet table one by one, each with its number (from 1, no header).
+
+    An empty cell is None; csv and tsv have texts only. A json table is a list of objects.
 
     Raises:
         ConfigError: another kind of file, a pickle among them.
-        DataError: no such file, too large, not UTF-8, damaged.
+        DataError: no such file, too large, not UTF-8, damaged, or without rows.
     """
-    raise NotImplementedError
+    kind = path.suffix.lower()
+    if kind in _PICKLES:
+        raise ConfigError(
+            f"{path} is a pickle: opening one can run any program, so it is refused. Load it where it was made, write "
+            "it again as tsv, json or parquet, and name that file."
+        )
+    if kind not in _TABLES:
+        raise ConfigError(f"{path} has the ending {kind!r}, expected one of {', '.join(_TABLES)}.")
+    if not path.is_file():
+        raise DataError(f"{path} is missing; correct the path.")
+    if kind in (".csv", ".tsv"):
+        return _read_separated(path, "\t" if kind == ".tsv" else ",")
+    if kind == ".jsonl":
+        return ((number, _without_nan(row)) for number, row in read_json_lines(path))
+    return _read_json_table(path) if kind == ".json" else _read_frame(path, kind)
+
+
+def _read_separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(min(MAX_LINE_BYTES, sys.maxsize))
+    with _opened(path) as handle:
+        reader = csv.reader(
+            iter(lambda: _read(handle, path, line=reader.line_num + 1), ""), delimiter=separator, strict=True
+        )
+        header: list[str] | None = None
+        number = 0
+        while True:
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise DataError(f"{path}, line {reader.line_num}: {_form_fault(error)}") from None
+            if cells is None:
+                break
+            if header is None:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise DataError(f"{path}: a column's name stands twice in the first line; rename one.")
+                continue
+            number += 1
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells, but the first line names {len(header)} "
+                    "columns; the file is cut off or damaged, fetch or write it again."
+                )
+            yield number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+
+
+def _read_json_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    rows = read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: expected a list of JSON objects, one a row ([{{...}}, {{...}}]).")
+    return ((number, _without_nan(row)) for number, row in enumerate(rows, start=1))
+
+
+def _read_frame(path: Path, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        if kind == ".parquet":
+            frame = pl.read_parquet(path)
+        else:
+            frame = fastexcel.read_excel(_checked_xlsx(path)).load_sheet(0, dtypes="string").to_polars()
+    except (PolarsError, fastexcel.FastExcelError, OSError) as error:
+        raise DataError(f"{path} is no readable {kind[1:]} file ({_one_line(error)}); write it again.") from None
+    return enumerate(frame.iter_rows(named=True), start=1)
+
+
+def _checked_xlsx(path: Path) -> bytes:
+    """An xlsx file packed anew from its members: what unpacks to more than it says, or spans a huge sheet, is refused.
+
+    The reader takes room for every cell between the first and the last, so two cells in far corners fill any memory.
+    """
+    clean = io.BytesIO()
+    left = MAX_XLSX_BYTES
+    try:
+        with zipfile.ZipFile(path) as source, zipfile.ZipFile(clean, "w", zipfile.ZIP_STORED) as sink:
+            for member in source.infolist():
+                with source.open(member) as handle:
+                    content = handle.read(left + 1)
+                left -= len(content)
+                if left < 0:
+                    raise DataError(f"{path} unpacks to more than {MAX_XLSX_BYTES:,} bytes; it is no result file.")
+                if _num_cells(content) > MAX_XLSX_CELLS:
+                    raise DataError(f"{path}: a sheet spans more than {MAX_XLSX_CELLS:,} cells; it is no result file.")
+                sink.writestr(member.filename, content)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        raise DataError(f"{path} is no whole xlsx file ({_one_line(error)}); write it again.") from None
+    return clean.getvalue()
+
+
+def _num_cells(sheet: bytes) -> int:
+    """The cells between the first and the last of a sheet's XML; 0 for members that are no sheet."""
+    if b"<sheetData" not in sheet and b":sheetData" not in sheet:
+        if sheet[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise ValueError("a member is UTF-16, expected UTF-8")
+        return 0
+    column = row = 1
+    for match in _CELL.finditer(sheet):
+        row = max(row, int(match[2]))
+        if match[1]:
+            column = max(column, sum((mark - 64) * 26**place for place, mark in enumerate(reversed(match[1]))))
+    return column * row
+
+
+def _opened(path: Path, *, most: int | None = None) -> io.TextIOWrapper:
+    """The file as UTF-8 text (a byte-order mark is passed over), once its size and its first bytes are looked at."""
+    try:
+        handle = path.open("rb")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise DataError(f"{path} is missing; correct the path.") from None
+    except PermissionError:
+        raise DataError(f"{path} may not be read; change its permissions.") from None
+    start = handle.peek(4)
+    if most is not None and (size := path.stat().st_size) > most:
+        handle.close()
+        raise DataError(f"{path} has {size:,} bytes, at most {most:,} are read; split it.")
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start[:4]:
+        handle.close()
+        raise DataError(f"{path} is UTF-16 or no text, expected UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW converts it.")
+    return io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+
+
+def _next_line(handle: io.TextIOWrapper, path: Path, *, number: int) -> str:
+    """The line `number`, the empty text at the end."""
+    try:
+        line = handle.readline(MAX_LINE_BYTES)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, near line {number}: {_form_fault(error)}") from None
+    if len(line) >= MAX_LINE_BYTES:
+        raise DataError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} characters; that is no row.")
+    return line
+
+
+def _form_fault(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        byte = error.object[error.start]
+        return f"byte 0x{byte:02x} is not UTF-8; iconv -f LATIN1 -t UTF-8 OLD > NEW converts it, if it is Latin-1."
+    return f"{_one_line(error)}; the file is cut off or damaged, fetch or write it again."
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """NaN, which pandas writes for an empty cell, as None."""
+    return {name: None if isinstance(cell, float) and math.isnan(cell) else cell for name, cell in row.items()}
