@@ -1,4 +1,4 @@
-"""The sandbox's pictures: each benchmark draws a scene from a seeded source of chance and knows what may be asked of it.
+"""The sandbox's pictures: each benchmark draws a scene by seeded chance and knows what may be asked of it.
 
 What makes a picture hard is drawn into it: small or pale letters, other fonts, overlapping shapes, dark shades, bars
 that differ by a little, a second hand, speckles and grain. So programs fail where people's eyes would have to try.

@@ -1,12 +1,24 @@
 """The sandbox's VLMs by name: small real programs that look at a picture's pixels and parse the question's words.
 
 A program gets the picture's bytes and the question and nothing else: no gold answer, no query id, no benchmark's name.
-What it is wrong at it is wrong at for a reason: a language it was not written for, a picture it scales down too far,
-noise it does not remove. Where it has no skill it guesses, in the form asked for.
+What it is wrong at it is wrong at for a reason: a language it was not written for, a picture it shrinks too far, noise
+it does not remove, things that touch. Where it has no skill it guesses, in the form asked for.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from sandbox import eyes
+from sandbox.eyes import Sight
+from sandbox.ocr import read_text
+from sandbox.pictures import Answer, distance
+from sandbox.understanding import Asked, understand
+from sandbox.vocabulary import COLOURS, LANGUAGES, SHAPES, said
+
+Skill = Callable[[bytes, Asked, Sight], Answer | None]  # None: looked and found nothing to say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +37,226 @@ class Program:
     answer: Callable[[bytes, str], str]
 
 
-def _guess_first(picture: bytes, question: str) -> str:
-    """The first choice, whatever is asked."""
-    return "A"
+# --- Skills -----------------------------------------------------------------------------------------------------------
 
 
+def count(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
+    """How many things there are, of the shape and colour that the question names."""
+    found = eyes.things(eyes.load(picture, sight), sight)
+    return sum(
+        thing.shape in (asked.shapes or (thing.shape,)) and thing.colour == (asked.colour or thing.colour)
+        for thing in found
+    )
+
+
+def count_by_colour(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
+    """How many things of a colour there are; shapes it does not know."""
+    return count(picture, asked, sight) if asked.colour else None
+
+
+def colour_of_shape(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
+    """The colour of the shape that the question names."""
+    found = [t for t in eyes.things(eyes.load(picture, sight), sight) if t.shape in asked.shapes]
+    return max(found, key=lambda thing: thing.area).colour if found else None
+
+
+def main_colour(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
+    """The colour of the largest thing, whichever shape is asked for."""
+    found = eyes.things(eyes.load(picture, sight), sight)
+    return max(found, key=lambda thing: thing.area).colour if found else None
+
+
+def colour_of_ground(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
+    """The colour along the picture's edges."""
+    return eyes.name_colour(eyes.ground(eyes.load(picture, sight)), knows_shades=sight.knows_shades)
+
+
+def dots(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
+    """Dots on both sides of the line, added or compared."""
+    pixels = eyes.load(picture, sight)
+    found = [thing for thing in eyes.things(pixels, sight) if thing.bottom - thing.top < pixels.shape[0] // 2]
+    left = sum(thing.centre[0] < pixels.shape[1] / 2 for thing in found)
+    return len(found) if asked.task == "dots together" else left > len(found) - left
+
+
+def place(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
+    """Which shape is farthest to a side, or whether one is to that side of another."""
+    found = eyes.things(eyes.load(picture, sight), sight)
+    if not found or asked.side is None:
+        return None
+    side = asked.side
+    if asked.task == "farthest":
+        return min(found, key=lambda thing: distance(side, thing.centre)).shape
+    where = {thing.shape: distance(side, thing.centre) for thing in sorted(found, key=lambda thing: thing.area)}
+    if len(asked.shapes) != 2 or not set(asked.shapes) <= set(where):
+        return None
+    return where[asked.shapes[0]] < where[asked.shapes[1]]
+
+
+def compare(values: list[int], asked: Asked) -> Answer | None:
+    """What is asked about bars of these values."""
+    if not values or any(not 1 <= number <= len(values) for number in asked.numbers):
+        return None
+    if asked.task in ("highest bar", "lowest bar"):
+        return values.index(max(values) if asked.task == "highest bar" else min(values)) + 1
+    if asked.task == "value of bar":
+        return values[asked.numbers[0] - 1] if asked.numbers else None
+    return values[asked.numbers[0] - 1] > values[asked.numbers[1] - 1] if len(asked.numbers) == 2 else None
+
+
+def bars(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
+    """Bars by their height; their values by the grid lines."""
+    heights, unit = eyes.bars(eyes.load(picture, sight))
+    if asked.task == "value of bar" and unit is None:
+        return None
+    return compare([round(height / unit) for height in heights] if unit else heights, asked)
+
+
+def clock(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
+    """The time by the hands."""
+    time = eyes.clock(eyes.load(picture, sight), sees_red=sight.knows_shades)
+    if time is None:
+        return None
+    hour, minute = time
+    if asked.task == "time before":
+        return (hour or 12) < asked.numbers[0] if asked.numbers else None
+    return f"{hour or 12}:{minute:02d}"
+
+
+def letters(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
+    """Printed words, numbers and calculations, letter by letter."""
+    pixels = eyes.load(picture, sight)
+    if asked.task == "word":
+        return eyes.read_line(pixels, line=0, alphabet=asked.language) or None
+    if asked.task == "number":
+        return eyes.read_line(pixels, line=1, alphabet="number") or None
+    return _calculated(eyes.read_line(pixels, line=0, alphabet="calculation"), asked)
+
+
+def ocr(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
+    """Printed words, numbers and calculations, by OCR."""
+    texts = [text for text, _, _ in read_text(picture)]
+    if asked.task == "word":
+        return max((t for t in texts if re.fullmatch(r"[^\W\d]{2,}", t)), key=len, default=None)
+    if asked.task == "number":
+        return max((text for text in texts if re.fullmatch(r"\d+", text)), key=len, default=None)
+    return _calculated(" ".join(texts), asked)
+
+
+def printed_values(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
+    """Bars by the values printed above them; without those it sees no chart."""
+    numbers = [(x, int(text), y) for text, x, y in read_text(picture) if re.fullmatch(r"\d+", text)]
+    foot = max((y for _, _, y in numbers), default=0.0) - 6
+    values = [value for _, value, y in sorted(numbers) if y < foot]
+    return compare(values, asked) if len(values) == sum(y >= foot for _, _, y in numbers) else None
+
+
+def _calculated(text: str, asked: Asked) -> Answer | None:
+    result = eyes.calculate(text)
+    if result is None or asked.task == "result":
+        return result
+    return result > asked.numbers[0] if asked.numbers else None
+
+
+# --- From a skill to a text -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mind:
+    """A program: its languages, its sight, what it can do, and how it puts an answer.
+
+    Args:
+        name: sets its guesses apart from other programs'.
+        languages: those it understands; asked in another it guesses, and does not know in which form.
+        sight: how it sees.
+        skills: by task.
+        style: how it says an answer; {text}, and for choices {letter}, are filled in.
+    """
+
+    name: str
+    languages: tuple[str, ...] = LANGUAGES
+    sight: Sight = field(default_factory=Sight)
+    skills: Mapping[str, Skill]
+    style: tuple[str, str] = ("{text}", "{letter}")
+
+    def __call__(self, picture: bytes, question: str) -> str:
+        """Answer a question about a picture."""
+        asked = understand(question)
+        chance = int.from_bytes(hashlib.sha256(self.name.encode() + question.encode() + picture).digest()[:8], "big")
+        eyes.load(picture, self.sight)  # so that a file that is no picture is refused whatever is asked
+        skill = self.skills.get(asked.task) if asked.language in self.languages else None
+        value = skill(picture, asked, self.sight) if skill else None
+        text = said(value, asked.language) if value is not None else None
+        if asked.choices:
+            same = [n for n, choice in enumerate(asked.choices) if text and choice.casefold() == text.casefold()]
+            number = same[0] if same else _nearest(text, asked.choices, chance)
+            return self.style[1].format(letter="ABCDEFGHIJ"[number % 10], text=asked.choices[number])
+        return self.style[0].format(text=text if text is not None else self._guess(asked, chance))
+
+    def _guess(self, asked: Asked, chance: int) -> str:
+        if asked.language not in self.languages:
+            return str(chance % 9 + 1)
+        forms: dict[str, Answer] = {
+            "beside": chance % 2 == 0, "compare bars": chance % 2 == 0, "time before": chance % 2 == 0,
+            "dots left": chance % 2 == 0, "result over": chance % 2 == 0, "farthest": list(SHAPES)[chance % 4],
+            "colour of shape": list(COLOURS)[chance % 7], "colour of ground": list(COLOURS)[chance % 7],
+            "time": f"{chance % 12 + 1}:{chance // 12 % 12 * 5:02d}", "word": "?",
+        }  # fmt: skip
+        return said(forms.get(asked.task, chance % 9 + 1), asked.language)
+
+
+def _nearest(text: str | None, choices: tuple[str, ...], chance: int) -> int:
+    """The choice that shares most letters with what was found; a guess where nothing was."""
+    if text is None:
+        return chance % len(choices)
+    return max(
+        range(len(choices)),
+        key=lambda number: (Counter(choices[number]) & Counter(text)).total() - abs(len(choices[number]) - len(text)),
+    )
+
+
+_PRINTED = ("word", "number", "result", "result over")
+_CHARTS = ("highest bar", "lowest bar", "value of bar", "compare bars")
+_CLOCKS = ("time", "time before")
+_DOTS = ("dots together", "dots left")
+_PLACES = ("beside", "farthest")
+_ROUGH = Sight(shrink=2, least_area=8, parts_colours=True)
+_MINDS = {
+    # pool base
+    "glyph-reader": (0.015, Mind(
+        name="glyph-reader", skills=dict.fromkeys(_PRINTED, letters),
+    )),
+    "blob-counter": (0.010, Mind(
+        name="blob-counter", languages=("en", "de"), sight=Sight(least_area=2), style=("{text}", "({letter})"),
+        skills={"count": count} | dict.fromkeys(_DOTS, dots),
+    )),
+    "palette-reader": (0.012, Mind(
+        name="palette-reader", sight=Sight(parts_colours=True, least_area=30, knows_shades=True),
+        skills={"colour of ground": colour_of_ground, "colour of shape": main_colour, "count": count_by_colour},
+        style=("The answer is {text}.", "The answer is {letter}."),
+    )),
+    "generalist-small": (0.025, Mind(
+        name="generalist-small", sight=_ROUGH, style=("Answer: {text}", "{letter}. {text}"),
+        skills={"count": count, "colour of shape": colour_of_shape, "colour of ground": colour_of_ground}
+        | dict.fromkeys(_PRINTED, letters) | dict.fromkeys(_CHARTS, bars) | dict.fromkeys(_CLOCKS, clock)
+        | dict.fromkeys(_DOTS, dots) | dict.fromkeys(_PLACES, place),
+    )),
+    # pool new
+    "ocr-reader": (0.030, Mind(
+        name="ocr-reader", languages=("en", "de"), style=("{text}", "The answer is {letter}."),
+        skills=dict.fromkeys(_PRINTED, ocr) | dict.fromkeys(_CHARTS, printed_values),
+    )),
+    "gauge-reader": (0.020, Mind(
+        name="gauge-reader", languages=("en", "ru"), sight=Sight(cleans=True, knows_shades=True),
+        skills=dict.fromkeys(_CHARTS, bars) | dict.fromkeys(_CLOCKS, clock), style=("{text}", "{letter}"),
+    )),
+    "scene-analyst": (0.060, Mind(
+        name="scene-analyst", sight=Sight(cleans=True, parts_colours=True, least_area=20, knows_shades=True),
+        skills={"count": count, "colour of shape": colour_of_shape, "colour of ground": colour_of_ground}
+        | dict.fromkeys(_DOTS, dots) | dict.fromkeys(_PLACES, place),
+        style=("The answer is {text}.", "{letter}. {text}"),
+    )),
+}  # fmt: skip
 PROGRAMS: dict[str, Program] = {
-    program.name: program for program in (Program(name="first-choice", latency_s=0.01, answer=_guess_first),)
+    name: Program(name=name, latency_s=latency_s, answer=mind) for name, (latency_s, mind) in _MINDS.items()
 }
