@@ -74,21 +74,19 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: no such file, a line too long, not UTF-8, or no JSON object.
     """
-    with _opened(path) as handle:
-        number = 0
-        while line := _next_line(handle, path, number=(number := number + 1)):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{path}, line {number}: no whole JSON object ({_one_line(error)}); the file is cut off or "
-                    "damaged, fetch it again or remove that line."
-                ) from None
-            if not isinstance(value, dict):
-                raise DataError(f"{path}, line {number}: a {type(value).__name__}, expected a JSON object ({{...}}).")
-            yield number, value
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}, line {number}: no whole JSON object ({_one_line(error)}); the file is cut off or damaged, "
+                "fetch it again or remove that line."
+            ) from None
+        if not isinstance(value, dict):
+            raise DataError(f"{path}, line {number}: a {type(value).__name__}, expected a JSON object ({{...}}).")
+        yield number, value
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -119,31 +117,30 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _read_separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(min(MAX_LINE_BYTES, sys.maxsize))
-    with _opened(path) as handle:
-        reader = csv.reader(
-            iter(lambda: _read(handle, path, line=reader.line_num + 1), ""), delimiter=separator, strict=True
-        )
-        header: list[str] | None = None
-        number = 0
-        while True:
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                raise DataError(f"{path}, line {reader.line_num}: {_form_fault(error)}") from None
-            if cells is None:
-                break
-            if header is None:
-                header = cells
-                if len(set(header)) < len(header):
-                    raise DataError(f"{path}: a column's name stands twice in the first line; rename one.")
-                continue
-            number += 1
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells, but the first line names {len(header)} "
-                    "columns; the file is cut off or damaged, fetch or write it again."
-                )
-            yield number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+    reader = csv.reader(_lines(path), delimiter=separator, strict=True)
+    header: list[str] | None = None
+    number = 0
+    while (cells := _next_cells(reader, path)) is not None:
+        if header is None:
+            header = cells
+            if len(set(header)) < len(header):
+                raise DataError(f"{path}: a column's name stands twice in the first line; rename one.")
+            continue
+        number += 1
+        if len(cells) != len(header):
+            raise DataError(
+                f"{path}, line {reader.line_num}: {len(cells)} cells, but the first line names {len(header)} columns; "
+                "the file is cut off or damaged, fetch or write it again."
+            )
+        yield number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+
+
+def _next_cells(reader: "csv.Reader", path: Path) -> list[str] | None:
+    """The next row that is not blank, None at the end."""
+    try:
+        return next((cells for cells in reader if cells), None)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {_form_fault(error)}") from None
 
 
 def _read_json_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -219,15 +216,19 @@ def _opened(path: Path, *, most: int | None = None) -> io.TextIOWrapper:
     return io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
 
 
-def _next_line(handle: io.TextIOWrapper, path: Path, *, number: int) -> str:
-    """The line `number`, the empty text at the end."""
-    try:
-        line = handle.readline(MAX_LINE_BYTES)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, near line {number}: {_form_fault(error)}") from None
-    if len(line) >= MAX_LINE_BYTES:
-        raise DataError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} characters; that is no row.")
-    return line
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file one by one."""
+    with _opened(path) as handle:
+        for number in itertools.count(1):
+            try:
+                line = handle.readline(MAX_LINE_BYTES)
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}, near line {number}: {_form_fault(error)}") from None
+            if len(line) >= MAX_LINE_BYTES:
+                raise DataError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} characters; that is no row.")
+            if not line:
+                return
+            yield line
 
 
 def _form_fault(error: Exception) -> str:
