@@ -6,6 +6,7 @@ followed only inside the folder that the user named. Nothing is unpickled.
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -116,11 +117,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(min(MAX_LINE_BYTES, sys.maxsize))
-    reader = csv.reader(_lines(path), delimiter=separator, strict=True)
     header: list[str] | None = None
     number = 0
-    while (cells := _next_cells(reader, path)) is not None:
+    for line, cells in _cells(path, separator):
         if header is None:
             header = cells
             if len(set(header)) < len(header):
@@ -129,16 +128,20 @@ def _read_separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str,
         number += 1
         if len(cells) != len(header):
             raise DataError(
-                f"{path}, line {reader.line_num}: {len(cells)} cells, but the first line names {len(header)} columns; "
-                "the file is cut off or damaged, fetch or write it again."
+                f"{path}, line {line}: {len(cells)} cells, but the first line names {len(header)} columns; the file is "
+                "cut off or damaged, fetch or write it again."
             )
         yield number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
 
-def _next_cells(reader: "csv.Reader", path: Path) -> list[str] | None:
-    """The next row that is not blank, None at the end."""
+def _cells(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, the header among them, each with the number of its last line."""
+    csv.field_size_limit(min(MAX_LINE_BYTES, sys.maxsize))
+    reader = csv.reader(_lines(path), delimiter=separator, strict=True)
     try:
-        return next((cells for cells in reader if cells), None)
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {_form_fault(error)}") from None
 
