@@ -5,7 +5,7 @@ A recorded folder holds
     queries.parquet    the table `queries`; template, licence and source_image_sha256 may be missing; image is a path
                        under the folder that begins with images/
     outputs.parquet    query_id, vlm, output (null where only right or wrong was kept), reference_correct; and where
-                       known error, latency_s, prompt_tokens, completion_tokens, cost_usd
+                       known the other columns of table `collect` (error, latency_s, cost_usd ...)
     images/            the pictures
 
 Nothing in it is trusted: columns, types, keys, picture files and their hashes are checked as they are read.
@@ -20,13 +20,12 @@ import polars as pl
 
 from arms_model.errors import ConfigError, DataError
 from arms_model.pictures import check_header
-from tasks.common.tables import SCHEMAS, check_table, read_parquet
+from tasks.common.tables import COLLECT_OPTIONAL, SCHEMAS, check_table, read_parquet
 
 VARIABLE = "ARMS_REAL_DATA"
 QUERIES, OUTPUTS, IMAGES = "queries.parquet", "outputs.parquet", "images"
 SOURCE_FILES = {"queries": (QUERIES, IMAGES), "collect": (OUTPUTS,)}  # what each stage reads of the folder
 _OPTIONAL_IN_QUERIES = ("image_group", "template", "licence", "source_image_sha256")
-_OPTIONAL_IN_OUTPUTS = ("error", "latency_s", "prompt_tokens", "completion_tokens", "cost_usd")
 _NUM_NAMED = 20  # rows at fault that a message names
 
 
@@ -59,13 +58,25 @@ def source_folder(folder: str | None, *, where: str) -> Path:
 def read_queries(folder: Path) -> pl.DataFrame:
     """The recorded query set, as table `queries`; `image` is still relative to `folder`.
 
-    An empty `image_group` becomes the picture's own hash, an empty `template` the image group.
-
     Raises:
         DataError: the file breaks the contract.
     """
-    where = str(folder / QUERIES)
-    frame = _with_columns(read_parquet(folder / QUERIES), _OPTIONAL_IN_QUERIES, table="queries")
+    return checked_queries(read_parquet(folder / QUERIES), where=str(folder / QUERIES))
+
+
+def checked_queries(frame: pl.DataFrame, *, where: str) -> pl.DataFrame:
+    """Table `queries` from one whose optional columns may be missing; `image` begins with `images/`.
+
+    An empty `image_group` becomes the picture's own hash, an empty `template` the image group.
+
+    Args:
+        frame: the table as somebody else wrote it.
+        where: its file, for the message.
+
+    Raises:
+        DataError: it breaks the contract.
+    """
+    frame = _with_columns(frame, _OPTIONAL_IN_QUERIES, table="queries")
     frame = _filled(frame, "image_group", "image_sha256")
     frame = _filled(frame, "template", "image_group")
     check_table(frame, "queries", where)
@@ -82,20 +93,29 @@ def read_outputs(folder: Path) -> pl.DataFrame:
     """What the recorded VLMs answered, as table `collect`, all VLMs together.
 
     Raises:
-        DataError: the file breaks the contract, a (query, VLM) stands twice, an answer has neither an output nor a
-            label nor an error, or an error is labelled correct.
+        DataError: see `checked_outputs`.
     """
-    where = str(folder / OUTPUTS)
-    frame = read_parquet(folder / OUTPUTS)
+    return checked_outputs(read_parquet(folder / OUTPUTS), where=str(folder / OUTPUTS))
+
+
+def checked_outputs(frame: pl.DataFrame, *, where: str) -> pl.DataFrame:
+    """Table `collect` from outputs whose optional columns may be missing.
+
+    Args:
+        frame: the table as somebody else wrote it; the label is its column `reference_correct`.
+        where: its file, for the message.
+
+    Raises:
+        DataError: it breaks the contract, a (query, VLM) stands twice, an answer has neither an output nor a label nor
+            an error, or an error is labelled correct.
+    """
     if "reference_correct" not in frame.columns:
         raise DataError(
             f"{where}: column 'reference_correct' is missing; it holds true, false or null for each answer."
         )
     if "imported_correct" in frame.columns:
         raise DataError(f"{where}: has 'imported_correct'; here that column is called 'reference_correct', drop one.")
-    frame = _with_columns(
-        frame.rename({"reference_correct": "imported_correct"}), _OPTIONAL_IN_OUTPUTS, table="collect"
-    )
+    frame = _with_columns(frame.rename({"reference_correct": "imported_correct"}), COLLECT_OPTIONAL, table="collect")
     check_table(frame, "collect", where)
     empty = frame.filter(pl.all_horizontal(pl.col("output", "imported_correct", "error").is_null()))
     _refuse(empty, f"{where}: neither output nor reference_correct nor error; fill one or drop", "query_id", "vlm")

@@ -28,8 +28,9 @@ def typed(row_class: type[T], row: object, where: str) -> T:
     Raises:
         DataError: a field is missing or of another type; the text names it and what came.
     """
+    key: Any = row_class
     try:
-        checked: T = _adapter(row_class).validate_json(json.dumps(row), strict=True)
+        checked: T = _adapter(key).validate_json(json.dumps(row), strict=True)
     except pydantic.ValidationError as error:
         issues = "; ".join(_in_words(issue) for issue in error.errors())
         raise DataError(f"{where}: {issues}.") from None
