@@ -99,13 +99,22 @@ def check_header(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[i
     Raises:
         DataError: the file is missing, empty, no picture, or has too many pixels.
     """
+    return picture_header(path, max_pixels=max_pixels)[1]
+
+
+def picture_header(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[str, tuple[int, int]]:
+    """What a picture file's header says; else like `check_header`.
+
+    Returns:
+        The format, one of `FORMATS`; width and height as stored, px.
+    """
     try:
         num_bytes = path.stat().st_size
         with (
             path.open("rb") as handle,
             _opened(handle, name=str(path), num_bytes=num_bytes, max_pixels=max_pixels) as picture,
         ):
-            return picture.size
+            return str(picture.format), picture.size
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(f"picture {path} is missing; put the file there, or drop the queries that name it.") from None
 

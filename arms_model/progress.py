@@ -28,6 +28,7 @@ class Progress:
         """
         self._total, self._what, self._unit = total, what, unit
         self._done = 0
+        self._note = ""
         self._pause = seconds_between_lines
         self._started = self._last_line = time.monotonic()
         is_terminal = sys.stderr.isatty()
@@ -36,10 +37,12 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def update(self, num_items: int = 1) -> None:
-        """Count `num_items` more as done."""
+    def update(self, num_items: int = 1, *, note: str = "") -> None:
+        """Count `num_items` more as done; `note` stands at the end of the line, e.g. what was spent so far."""
         self._done += num_items
+        self._note = note
         if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(num_items)
         elif time.monotonic() - self._last_line >= self._pause:
             self._last_line = time.monotonic()
@@ -52,7 +55,8 @@ class Progress:
         left = clock((self._total - self._done) / rate) if rate else "unknown time"
         share = self._done / self._total if self._total else 1.0
         pace = f"{1 / rate:.0f} s a {self._unit}" if 0 < rate < 0.1 else f"{rate:.1f} {self._unit}s/s"
-        return f"{self._what}: {self._done}/{self._total} ({share:.0%}), {pace}, {left} left"
+        note = f", {self._note}" if self._note else ""
+        return f"{self._what}: {self._done}/{self._total} ({share:.0%}), {pace}, {left} left{note}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -31,7 +31,7 @@ def run_stage(name: str, body: Callable[[], None]) -> int:
     logging.basicConfig(
         level=os.environ.get("ARMS_LOG_LEVEL", "INFO"), format=f"{name}: %(message)s", stream=sys.stderr, force=True
     )
-    for noisy in ("httpx", "transformers", "timm", "PIL"):
+    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "transformers", "timm", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _raise_terminated)
     try:

@@ -26,7 +26,7 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
     "collect": {
         "query_id": _TEXT, "vlm": _TEXT, "output": _TEXT, "imported_correct": pl.Boolean(), "error": _TEXT,
         "latency_s": pl.Float64(), "prompt_tokens": pl.Int64(), "completion_tokens": pl.Int64(),
-        "cost_usd": pl.Float64(),
+        "cost_usd": pl.Float64(), "finish_reason": _TEXT, "request_id": _TEXT, "answer_key": _TEXT,
     },
     "label": {"query_id": _TEXT, "vlm": _TEXT, "correct": pl.Boolean(), "predicted": _TEXT},
     "split": {"query_id": _TEXT, "split": _TEXT},
@@ -39,10 +39,13 @@ KEYS: dict[str, list[str]] = {
     "queries": ["query_id"], "profiles": ["vlm"], "collect": ["query_id", "vlm"], "label": ["query_id", "vlm"],
     "split": ["query_id"], "embed_index": ["query_id"], "fold": ["query_id", "vlm"],
 }  # fmt: skip
+COLLECT_OPTIONAL = (  # what a recorded table may leave out
+    "error", "latency_s", "prompt_tokens", "completion_tokens", "cost_usd", "finish_reason", "request_id", "answer_key",
+)  # fmt: skip
 NULLABLE: dict[str, set[str]] = {
     "queries": {"choices", "source_image_sha256", "licence"},
     "profiles": {"params_b", "language_model", "vision_model", "released"},
-    "collect": {"output", "imported_correct", "error", "latency_s", "prompt_tokens", "completion_tokens", "cost_usd"},
+    "collect": set(COLLECT_OPTIONAL) | {"output", "imported_correct"},
     "label": {"predicted"},
     "split": set(),
     "embed_index": set(),

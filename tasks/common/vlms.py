@@ -34,8 +34,8 @@ class Endpoint:
         name: a stable name for the service, e.g. `openai` or `our-vllm`; hosts and ports change, it does not.
         base_url: the URL up to and with `/v1`.
         model: what the service calls the VLM.
-        served_as: further model names that it may answer under; the asked name, alone or followed by a version after
-            `-`, `@` or `:`, is always accepted.
+        served_as: further model names that it may answer under; the asked name, alone or followed by a version, is
+            always accepted.
         api_key_variable: the environment variable that holds the key; None where none is needed.
         system: a system message, or None.
         prompt: template of the user message; may name {question}, {options} (the choices as lettered lines) and
@@ -99,6 +99,17 @@ class Endpoint:
             value = getattr(self, amount)
             if value is not None and value < 0:
                 raise ValueError(f"{amount} may not be negative, not {value}")
+
+    def is_answered_by(self, served_model: str) -> bool:
+        """Whether a reply that names `served_model` answers for the model that was asked; an empty name does.
+
+        `gpt-4o` may answer as `gpt-4o-2024-08-06`, not as `gpt-4o-mini`; what stands before a slash does not count.
+        """
+        asked, served = (name.rsplit("/", 1)[-1].lower() for name in (self.model, served_model))
+        version = (
+            re.fullmatch(r"[-@:](v?\d[\w.:-]*|latest)", served[len(asked) :]) if served.startswith(asked) else None
+        )
+        return not served or served == asked or version is not None or served_model in self.served_as
 
     @property
     def max_tokens(self) -> int | None:

@@ -1,0 +1,269 @@
+"""One attempt to get one answer over HTTP, and what its failure means: try again, give this question up, or the VLM.
+
+The `openai` client is told never to retry by itself: a hidden second request may be a second paid answer, so attempts
+are counted, budgeted and kept by who calls this (`asking`). Whatever a server sends is held against what was asked; of
+what it says only a short, redacted piece goes into messages and tables.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, cast
+
+import httpx2
+import openai
+
+from tasks.common.vlms import Endpoint
+
+CONTENT_FILTER = "content_filter"
+_FILTER_CODES = {CONTENT_FILTER, "content_policy_violation", "ResponsibleAIPolicyViolation", "data_inspection_failed"}
+_PASSING = {408, 409, 425, 429}  # and all from 500 on
+_HOPELESS = {401, 403, 404}  # the same for every question
+_NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached"}
+_MAX_REASON = 300
+_NO_KEY = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What came back for one question.
+
+    Attributes:
+        output: the answer's text; empty for a refusal that said nothing.
+        served_model: the model that the reply names.
+        finish_reason: in the endpoint's words.
+        request_id: the provider's id.
+        latency_s: from sending to the last byte, s.
+        prompt_tokens: as counted by the endpoint; None where it did not say.
+        completion_tokens: likewise.
+    """
+
+    output: str
+    served_model: str | None
+    finish_reason: str | None
+    request_id: str | None
+    latency_s: float
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class AttemptError(Exception):
+    """An attempt without an answer.
+
+    Attributes:
+        reason: what happened, short, without any key.
+        scope: `passing`: may work when tried again; `question`: this question is given up; `vlm`: so would all others.
+        may_be_billed: whether the provider may charge for it all the same.
+        retry_after_s: how long the server asks to wait, s.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        scope: Literal["passing", "question", "vlm"],
+        *,
+        may_be_billed: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.reason, self.scope = reason, scope
+        self.may_be_billed, self.retry_after_s = may_be_billed, retry_after_s
+
+
+class ReplyTooLongError(Exception):
+    """More bytes came than a reply may have; the rest was not read."""
+
+
+class Caller:
+    """Sends requests to one endpoint; `async with Caller(endpoint, api_key=...) as caller`."""
+
+    def __init__(self, endpoint: Endpoint, *, api_key: str | None) -> None:
+        """Make the client; nothing is sent yet.
+
+        Args:
+            endpoint: where to send.
+            api_key: the key, or None where the endpoint needs none.
+        """
+        self._endpoint, self._api_key = endpoint, api_key
+        self._client = openai.AsyncOpenAI(
+            base_url=endpoint.base_url,
+            api_key=api_key or _NO_KEY,
+            max_retries=0,
+            timeout=None,  # the whole attempt has one deadline: a time-out per read never ends a slow drip
+            http_client=httpx2.AsyncClient(
+                limits=httpx2.Limits(
+                    max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency
+                ),
+                headers={"accept-encoding": "identity"},
+                event_hooks={"response": [_cap(endpoint.max_answer_bytes)]},
+            ),
+        )
+
+    async def __aenter__(self) -> "Caller":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def ask(self, body: dict[str, Any]) -> Reply:
+        """Send one request once.
+
+        Args:
+            body: arguments of `chat.completions.create`.
+
+        Returns:
+            The answer; a content filter's refusal is one.
+
+        Raises:
+            AttemptError: anything else.
+        """
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._endpoint.timeout_s):
+                raw = await self._client.chat.completions.with_raw_response.create(**body)
+        except TimeoutError:
+            raise AttemptError(
+                f"no whole reply within {self._endpoint.timeout_s:g} s", "passing", may_be_billed=True
+            ) from None
+        except openai.APIStatusError as error:
+            return self._refusal(error, latency_s=time.monotonic() - started)
+        except openai.APIConnectionError as error:
+            raise self._broken_off(error) from None
+        except (TypeError, ValueError) as error:  # generation parameters that the client does not know
+            raise AttemptError(self._short(f"the request cannot be made: {error}"), "vlm") from None
+        latency_s = time.monotonic() - started
+        reply = raw.http_response
+        return self._read(reply.content, headers=reply.headers, latency_s=latency_s)
+
+    def _read(self, content: bytes, *, headers: httpx2.Headers, latency_s: float) -> Reply:
+        try:
+            body = json.loads(content)
+        except ValueError:
+            raise AttemptError(
+                self._short(f"the reply is no JSON: {_text(content)!r}"), "passing", may_be_billed=True
+            ) from None
+        if not isinstance(body, dict) or not isinstance(body.get("choices"), list) or not body["choices"]:
+            said = body.get("error") if isinstance(body, dict) else None
+            raise AttemptError(
+                self._short(f"the reply has no choices: {said or _text(content)!r}"), "passing", may_be_billed=True
+            )
+        choice = _mapping(body["choices"][0])
+        message = _mapping(choice.get("message"))
+        finish_reason = choice.get("finish_reason")
+        refusal = message.get("refusal")
+        output = _joined(message.get("content"))
+        is_refusal = bool(refusal) or finish_reason == CONTENT_FILTER
+        if not output.strip() and not is_refusal:
+            raise AttemptError(f"the answer is empty (finish_reason: {finish_reason})", "question", may_be_billed=True)
+        usage = _mapping(body.get("usage"))
+        return Reply(
+            output=self._redacted(output if output.strip() else str(refusal or "")),
+            served_model=body["model"] if isinstance(body.get("model"), str) else None,
+            finish_reason=CONTENT_FILTER if is_refusal else (str(finish_reason) if finish_reason else None),
+            request_id=_request_id(headers, body),
+            latency_s=latency_s,
+            prompt_tokens=_count(usage.get("prompt_tokens")),
+            completion_tokens=_count(usage.get("completion_tokens")),
+        )
+
+    def _refusal(self, error: openai.APIStatusError, *, latency_s: float) -> Reply:
+        """A content filter's answer to a prompt comes as an error status; all other statuses are failures."""
+        status, body = error.status_code, _mapping(error.body)
+        codes = {str(part.get(name)) for part in (body, _mapping(body.get("innererror"))) for name in ("code", "type")}
+        if status == 400 and codes & _FILTER_CODES:
+            return Reply(
+                output="", served_model=None, finish_reason=CONTENT_FILTER, latency_s=latency_s,
+                request_id=_request_id(error.response.headers, {}), prompt_tokens=None, completion_tokens=None,
+            )  # fmt: skip
+        said = body.get("message") or _text(error.response.content)
+        reason = self._short(f"HTTP {status}: {said}")
+        if status in _HOPELESS or status < 400 or codes & _NO_MONEY:
+            raise AttemptError(reason, "vlm") from None
+        if status in _PASSING or status >= 500:
+            raise AttemptError(reason, "passing", retry_after_s=_retry_after_s(error.response.headers)) from None
+        raise AttemptError(reason, "question") from None
+
+    def _broken_off(self, error: openai.APIConnectionError) -> AttemptError:
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__) is not None:
+            chain.append(cause)
+        if any(isinstance(link, ReplyTooLongError) for link in chain):
+            limit = self._endpoint.max_answer_bytes
+            return AttemptError(f"the reply is longer than {limit:,} bytes", "question", may_be_billed=True)
+        if any(isinstance(link, httpx2.ConnectError | httpx2.ConnectTimeout) for link in chain):
+            return AttemptError(self._short(f"no connection to {self._endpoint.base_url}: {chain[-1]}"), "passing")
+        kind = type(error.__cause__ or error).__name__
+        reason = self._short(f"the connection broke off ({kind}: {chain[-1]})")
+        return AttemptError(reason, "passing", may_be_billed=True)
+
+    def _short(self, reason: str) -> str:
+        reason = " ".join(self._redacted(reason).split())
+        return reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + "..."
+
+    def _redacted(self, text: str) -> str:
+        return text.replace(self._api_key, "[key]") if self._api_key else text
+
+
+def _cap(max_bytes: int) -> Callable[[httpx2.Response], Awaitable[None]]:
+    """A hook that bounds how much of any reply is read: nobody fills our memory."""
+
+    async def cap(response: httpx2.Response) -> None:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise httpx2.DecodingError("the reply is compressed, which was not asked for", request=response.request)
+        response.stream = _CappedStream(cast(httpx2.AsyncByteStream, response.stream), max_bytes=max_bytes)
+
+    return cap
+
+
+class _CappedStream(httpx2.AsyncByteStream):
+    def __init__(self, inner: httpx2.AsyncByteStream, *, max_bytes: int) -> None:
+        self._inner, self._max_bytes = inner, max_bytes
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        num_bytes = 0
+        async for chunk in self._inner:
+            num_bytes += len(chunk)
+            if num_bytes > self._max_bytes:
+                raise ReplyTooLongError
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _joined(content: object) -> str:
+    """A message's content; some endpoints give a list of parts."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+    return content if isinstance(content, str) else ""
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _request_id(headers: httpx2.Headers, body: dict[str, Any]) -> str | None:
+    found = headers.get("x-request-id") or headers.get("request-id") or body.get("id")
+    return str(found)[:200] if found else None
+
+
+def _retry_after_s(headers: httpx2.Headers) -> float | None:
+    """`Retry-After` in seconds, from its number or its date."""
+    value = headers.get("retry-after", "").strip()
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return None
+
+
+def _text(content: bytes) -> str:
+    return content[:_MAX_REASON].decode("utf-8", "replace")

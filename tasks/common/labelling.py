@@ -1,0 +1,60 @@
+"""Whether each answer was right, for the stages that need to know.
+
+An answer with a raw output is right where the answer read out of it equals the query's (`tasks.common.normalise`); an
+answer of which the source kept only right or wrong keeps that. An error is no answer: it gets no label, neither right
+nor wrong.
+"""
+
+import polars as pl
+
+from arms_model.errors import DataError
+from tasks.common.normalise import judge
+from tasks.common.tables import SCHEMAS
+
+_NUM_NAMED = 20  # rows at fault that a message names
+
+
+def labels(collect: pl.DataFrame, *, queries: pl.DataFrame, where: str) -> pl.DataFrame:
+    """Label the answers of one pool.
+
+    Args:
+        collect: table `collect`.
+        queries: table `queries`.
+        where: the file that `collect` was read from, for the messages.
+
+    Returns:
+        Table `label`: a row per answer without an error, sorted by query and VLM; `predicted` is null where no answer
+        could be read, and for imported labels.
+
+    Raises:
+        DataError: an answer to a query that is not in `queries`, or a row without output, imported label and error.
+    """
+    unknown = collect.join(queries, on="query_id", how="anti")
+    _refuse(unknown, f"{where}: answers to queries that are not in queries/queries.parquet", "Run `queries` and `collect` again.")
+    answers = collect.filter(pl.col("error").is_null())
+    empty = answers.filter(pl.col("output").is_null() & pl.col("imported_correct").is_null())
+    _refuse(
+        empty,
+        f"{where}: rows with neither an output, nor an imported right or wrong, nor an error",
+        "One of the three was expected in each; correct the source and run `collect` again, or drop them.",
+    )
+    imported = answers.filter(pl.col("output").is_null()).select(
+        "query_id", "vlm", pl.col("imported_correct").alias("correct"), pl.lit(None, pl.String).alias("predicted")
+    )
+    outputs = answers.filter(pl.col("output").is_not_null()).join(queries, on="query_id")
+    judged = [
+        (query_id, vlm, verdict.correct, verdict.predicted)
+        for query_id, vlm, output, answer, answer_type, choices, language in outputs.select(
+            "query_id", "vlm", "output", "answer", "answer_type", "choices", "language"
+        ).iter_rows()
+        for verdict in [judge(output, answer=answer, answer_type=answer_type, choices=choices, language=language)]
+    ]
+    read = pl.DataFrame(judged, schema=SCHEMAS["label"], orient="row")
+    return pl.concat([imported, read]).sort("query_id", "vlm")
+
+
+def _refuse(rows: pl.DataFrame, what: str, remedy: str) -> None:
+    """Raise DataError, naming the first rows, where there are any."""
+    if rows.height:
+        first = rows.select("query_id", "vlm").sort("query_id", "vlm").head(_NUM_NAMED).rows()
+        raise DataError(f"{what}: {rows.height}, first {first}. {remedy}")
