@@ -1,26 +1,47 @@
 """Stage `collect`: what each VLM of `params.yaml: vlms` answered, a table per pool.
 
-`recorded_answers` is the one source so far; a source takes the query set and the VLMs and gives the table `collect`.
-Which queries a VLM is asked (`benchmarks`, `sample` of its block) is decided here, alike for every source. A pair that
-is not in the tables was not asked; it is never an answer that was wrong.
+`collect.source` says where answers come from: `recorded` reads what somebody kept; `endpoint` asks each VLM at the
+endpoint of its block. An endpoint's answers go into the answer store first (`tasks/common/endpoint/answers.py`);
+nothing that has an answer there is asked again, and the tables are sealed from it. Which queries a VLM is asked
+(`benchmarks`, `sample` ... of its block) is decided alike for every source. A pair that is not in the tables was not
+asked; it is never an answer that was wrong, nor is a row with an error.
 
-Run: `python -m tasks.collect`; reads the source and `queries/queries.parquet`, writes `collect/{base,new}.parquet`.
+Run: `python -m tasks.collect`; reads the source and `queries/`, writes `collect/{base,new}.parquet`.
 """
 
-import hashlib
+import argparse
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
+from rich.console import Console
+from rich.table import Table
+from ruamel.yaml import YAML
 
 from arms_model.errors import ConfigError, DataError
+from arms_model.pictures import DEFAULT_MAX_PIXELS
+from arms_model.progress import clock
 from arms_model.settings import nearest
 from tasks.common import recorded
+from tasks.common.asked import asked, refuse_unknown_benchmarks
+from tasks.common.endpoint.answers import STORE, Answer, AnswerStore
+from tasks.common.endpoint.collection import (
+    Limits,
+    Questions,
+    answered_by_base,
+    collect_answers,
+    first_asked,
+    refuse_without_endpoints,
+    standing,
+)
+from tasks.common.endpoint.forecast import Forecast, forecast
 from tasks.common.files import folder_written_whole
+from tasks.common.labelling import labels
 from tasks.common.params import load_section
 from tasks.common.stage import run_stage
 from tasks.common.tables import SCHEMAS, read_table, write_table
@@ -28,7 +49,8 @@ from tasks.common.vlms import POOLS, Vlm, load_vlms
 
 log = logging.getLogger(__name__)
 FOLDER = Path("collect")
-QUERIES = Path("queries/queries.parquet")
+QUERIES, IMAGES = Path("queries/queries.parquet"), Path("queries/images")
+LOCK = Path("dvc.lock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +60,31 @@ class CollectSettings:
     Attributes:
         source: where answers come from.
         folder: a recorded folder; None for the one that ARMS_REAL_DATA names.
+        max_error_share: of a VLM's questions, at most this share may end as error rows; above it the stage fails.
+        budget_usd: what the answers of all VLMs may cost together, earlier runs' included; None for no limit.
+        servers: endpoint name -> the command that starts its server where nothing listens; it is stopped afterwards.
+        max_pixels: a picture with more is refused from its header.
     """
 
-    source: Literal["recorded"]
+    source: Literal["recorded", "endpoint"]
     folder: str | None = None
+    max_error_share: float = 0.02
+    budget_usd: float | None = None
+    servers: dict[str, str] = field(default_factory=dict)
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_error_share <= 1:
+            raise ValueError(f"max_error_share must be from 0 to 1, not {self.max_error_share}")
+        if self.budget_usd is not None and self.budget_usd < 0:
+            raise ValueError(f"budget_usd may not be negative, not {self.budget_usd}")
+        if empty := [name for name, command in self.servers.items() if not command.strip()]:
+            raise ValueError(f"servers.{empty[0]} is empty; write the command that starts it, or leave it out")
+
+    @property
+    def limits(self) -> Limits:
+        """What asking may do."""
+        return Limits(max_error_share=self.max_error_share, budget_usd=self.budget_usd, servers=self.servers)
 
 
 def recorded_answers(folder: Path, *, queries: pl.DataFrame, vlms: Sequence[Vlm]) -> pl.DataFrame:
@@ -60,8 +103,14 @@ def recorded_answers(folder: Path, *, queries: pl.DataFrame, vlms: Sequence[Vlm]
         DataError: the recorded table breaks its contract, answers a query that is not in the query set, or holds
             nothing of a VLM that params name.
     """
-    outputs = recorded.read_outputs(folder)
     where = folder / recorded.OUTPUTS
+    return cut_to_what_is_asked(recorded.read_outputs(folder), where=where, queries=queries, vlms=vlms)
+
+
+def cut_to_what_is_asked(
+    outputs: pl.DataFrame, *, where: Path, queries: pl.DataFrame, vlms: Sequence[Vlm]
+) -> pl.DataFrame:
+    """Of kept answers, those to the queries that each VLM is asked; else as `recorded_answers`."""
     unknown = outputs.join(queries, on="query_id", how="anti").select("query_id", "vlm").sort("query_id", "vlm")
     if unknown.height:
         rows = recorded.named(unknown.iter_rows(), unknown.height)
@@ -69,46 +118,17 @@ def recorded_answers(folder: Path, *, queries: pl.DataFrame, vlms: Sequence[Vlm]
     _refuse_vlms_without_answers(outputs, vlms, where=where)
     _log_vlms_left_out(outputs, vlms)
     answers = outputs.join(queries.select("query_id", "benchmark"), on="query_id")
-    parts = [asked(answers.filter(pl.col("vlm") == vlm.name), vlm) for vlm in vlms]
-    for vlm, part in zip(vlms, parts, strict=True):
-        if not part.height:
+    parts: dict[str, pl.DataFrame] = {}
+    for vlm in sorted(vlms, key=lambda vlm: vlm.sample_from != "all"):  # those asked of what base answers come last
+        right: Collection[str] = ()
+        if vlm.sample_from != "all":
+            base = [part for name, part in parts.items() if name in {v.name for v in vlms if v.pool == "base"}]
+            table = labels(pl.concat(base).select(*SCHEMAS["collect"]), queries=queries, where=str(where))
+            right = set(table.filter("correct")["query_id"])
+        parts[vlm.name] = asked(answers.filter(pl.col("vlm") == vlm.name), vlm, answered_by_base=right)
+        if not parts[vlm.name].height:
             _refuse_block_that_asks_nothing(vlm, answers)
-    return pl.concat(parts).select(*SCHEMAS["collect"])
-
-
-def asked(askable: pl.DataFrame, vlm: Vlm) -> pl.DataFrame:
-    """The queries that a VLM is asked, of those it can be asked.
-
-    The sample is drawn by the hash of query_id, so a larger one keeps the smaller one's queries, and two VLMs with the
-    same number are asked the same ones.
-
-    Args:
-        askable: rows with `query_id` and `benchmark`, one a query.
-        vlm: its `benchmarks` and `sample` decide.
-
-    Returns:
-        The rows that are asked.
-    """
-    if vlm.benchmarks is not None:
-        askable = askable.filter(pl.col("benchmark").is_in(vlm.benchmarks))
-    if vlm.sample is None:
-        return askable
-    drawn = pl.col("query_id").map_elements(_draw, return_dtype=pl.String)
-    return askable.sort(drawn).head(vlm.sample)
-
-
-def refuse_unknown_benchmarks(vlms: Sequence[Vlm], known: set[str]) -> None:
-    """Raise ConfigError where a VLM's block names a benchmark that the query set does not have."""
-    for vlm in vlms:
-        for benchmark in vlm.benchmarks or ():
-            if benchmark not in known:
-                raise ConfigError(
-                    f"vlms: {vlm.name}: benchmarks: unknown benchmark '{benchmark}'; {nearest(benchmark, known)}"
-                )
-
-
-def _draw(query_id: str) -> str:
-    return hashlib.sha256(query_id.encode()).hexdigest()
+    return pl.concat(parts.values()).select(*SCHEMAS["collect"])
 
 
 def _refuse_vlms_without_answers(outputs: pl.DataFrame, vlms: Sequence[Vlm], *, where: Path) -> None:
@@ -137,23 +157,137 @@ def _log_vlms_left_out(outputs: pl.DataFrame, vlms: Sequence[Vlm]) -> None:
 
 def body() -> None:
     """Read params and queries, gather the answers, write both pools' tables whole or not at all."""
-    settings = load_section("collect", CollectSettings)
-    vlms = load_vlms()
-    queries = read_table(QUERIES, "queries")
-    refuse_unknown_benchmarks(vlms, set(queries["benchmark"]))
-    source = recorded.source_folder(settings.folder, where="collect.folder")
-    answers = recorded_answers(source, queries=queries, vlms=vlms)
+    settings, vlms, queries = _read()
+    if settings.source == "recorded":
+        source = recorded.source_folder(settings.folder, where="collect.folder")
+        answers = recorded_answers(source, queries=queries, vlms=vlms)
+    else:
+        refuse_new_store_beside_sealed_answers()
+        with AnswerStore() as store:
+            questions = Questions(queries, images=IMAGES, max_pixels=settings.max_pixels)
+            answers = collect_answers(vlms, questions, queries=queries, store=store, limits=settings.limits)
     with folder_written_whole(FOLDER) as folder:
         for pool in POOLS:
             names = [vlm.name for vlm in vlms if vlm.pool == pool]
             table = answers.filter(pl.col("vlm").is_in(names))
             write_table(folder / f"{pool}.parquet", table, "collect")
-            log.info("pool %s: %d answers of %d VLMs", pool, table.height, len(names))
+            errors = table["error"].count()
+            log.info("pool %s: %d answers of %d VLMs, %d errors", pool, table.height - errors, len(names), errors)
+
+
+def dry_run() -> None:
+    """Print per VLM how many questions would be asked, what they should cost and how long it should take."""
+    settings, vlms, queries = _read()
+    if settings.source != "endpoint":
+        raise ConfigError(f"--dry-run: collect.source is '{settings.source}', which asks nobody.")
+    refuse_without_endpoints(vlms)
+    refuse_new_store_beside_sealed_answers()
+    questions, first = Questions(queries, images=IMAGES, max_pixels=settings.max_pixels), first_asked(vlms)
+    with AnswerStore() as store:
+        known = [standing(vlm, questions.of(vlm, answered_by_base=set()), store) for vlm in first]
+        right = answered_by_base(known, queries)
+        is_base_known = not any(each.pending for each in known if each.vlm.pool == "base")
+        forecasts = [forecast(each, store, is_at_most=False) for each in known]
+        for vlm in vlms:
+            if vlm not in first:  # where the base pool is not known yet, its sample is at most this large
+                askable = right if is_base_known else set(queries["query_id"])
+                each = standing(vlm, questions.of(vlm, answered_by_base=askable), store)
+                forecasts.append(forecast(each, store, is_at_most=not is_base_known))
+    _print(forecasts, settings.budget_usd)
+
+
+def _print(forecasts: Sequence[Forecast], budget_usd: float | None) -> None:
+    table = Table("VLM", "questions", "known", "to ask", "expected $", "at most $", "spent $", "expected time")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for each in forecasts:
+        table.add_row(*each.cells())
+    Console().print(table)
+    num_to_ask, spent = sum(each.num_to_ask for each in forecasts), sum(each.spent_usd for each in forecasts)
+    expected, worst = sum(each.expected_usd or 0 for each in forecasts), sum(each.worst_usd or 0 for each in forecasts)
+    longest = max((each.expected_s for each in forecasts), default=0.0)
+    budget = "no budget is set" if budget_usd is None else f"collect.budget_usd is ${budget_usd:.2f}"
+    print(f"{num_to_ask} questions would be asked: ${expected:.2f} expected, ${worst:.2f} at most; ${spent:.2f} spent")
+    print(f"already; {budget}. VLMs are asked side by side: about {clock(longest)}. Nothing was asked.")
+
+
+def restore() -> None:
+    """Put the answers of the sealed tables into the answer store."""
+    _, vlms, _ = _read()
+    endpoints = {vlm.name: (vlm.endpoint.name, vlm.endpoint.model) for vlm in vlms if vlm.endpoint is not None}
+    tables = [read_table(FOLDER / f"{pool}.parquet", "collect") for pool in POOLS]
+    rows = pl.concat(tables).filter(pl.col("answer_key").is_not_null() & pl.col("output").is_not_null())
+    kept = ("output", "finish_reason", "request_id", "latency_s", "prompt_tokens", "completion_tokens", "cost_usd")
+    answers = []
+    for row in rows.iter_rows(named=True):
+        endpoint, model = endpoints.get(row["vlm"], ("", ""))  # without its block: the key alone says all
+        columns = {name: row[name] for name in kept}
+        answers.append(
+            Answer(
+                key=row["answer_key"],
+                endpoint=endpoint,
+                model=model,
+                served_model="",
+                answered_at=time.time(),
+                **columns,
+            )
+        )
+    with AnswerStore() as store:
+        num_new = store.add_all(answers)
+    log.info("%d answers restored to %s, %d were there already", num_new, STORE, len(answers) - num_new)
+
+
+def refuse_new_store_beside_sealed_answers() -> None:
+    """Raise ConfigError where answers were sealed in this tree, but the store they came from is gone.
+
+    That is how a fresh clone looks: DVC removes the sealed tables before it runs the stage, so all would be asked, and
+    paid, again.
+    """
+    if STORE.exists() or not LOCK.exists():
+        return
+    entry = (YAML(typ="safe").load(LOCK.read_text(encoding="utf-8")) or {}).get("stages", {}).get("collect", {})
+    sealed_with = entry.get("params", {}).get("params.yaml", {}).get("collect", {})
+    if sealed_with.get("source") == "endpoint":
+        raise ConfigError(
+            f"{LOCK} knows sealed answers, but there is no answer store {STORE}, so everything would be asked again. "
+            "Restore it: `dvc fetch collect; dvc checkout collect; python -m tasks.collect --restore`. Or ask all "
+            "again: `python -m tasks.collect --new-store`."
+        )
+
+
+def _read() -> tuple[CollectSettings, list[Vlm], pl.DataFrame]:
+    settings = load_section("collect", CollectSettings)
+    vlms = load_vlms()
+    queries = read_table(QUERIES, "queries")
+    refuse_unknown_benchmarks(vlms, set(queries["benchmark"]))
+    return settings, vlms, queries
+
+
+def _new_store() -> None:
+    AnswerStore().close()
+    log.info("the answer store is %s; `dvc repro` asks what it does not know", STORE)
 
 
 def main() -> int:
-    """Run the stage; returns the exit code."""
-    return run_stage("collect", body)
+    """Run the stage, or what an option asks for instead; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.collect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="ask nobody; print how many questions would be asked, their cost and time",
+    )
+    instead.add_argument(
+        "--restore", action="store_true", help="put the answers of collect/{base,new}.parquet into the answer store"
+    )
+    instead.add_argument(
+        "--new-store", action="store_true", help="make an empty answer store, where one is missing and all may be asked"
+    )
+    options = parser.parse_args()
+    work = dry_run if options.dry_run else restore if options.restore else _new_store if options.new_store else body
+    return run_stage("collect", work)
 
 
 if __name__ == "__main__":

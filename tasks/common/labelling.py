@@ -30,7 +30,11 @@ def labels(collect: pl.DataFrame, *, queries: pl.DataFrame, where: str) -> pl.Da
         DataError: an answer to a query that is not in `queries`, or a row without output, imported label and error.
     """
     unknown = collect.join(queries, on="query_id", how="anti")
-    _refuse(unknown, f"{where}: answers to queries that are not in queries/queries.parquet", "Run `queries` and `collect` again.")
+    _refuse(
+        unknown,
+        f"{where}: answers to queries that are not in queries/queries.parquet",
+        "Run `queries` and `collect` again.",
+    )
     answers = collect.filter(pl.col("error").is_null())
     empty = answers.filter(pl.col("output").is_null() & pl.col("imported_correct").is_null())
     _refuse(

@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from arms_model.errors import ConfigError, DataError
-from tasks.collect import asked, recorded_answers, refuse_unknown_benchmarks
+from tasks.collect import recorded_answers
+from tasks.common.asked import asked, refuse_unknown_benchmarks
 from tasks.common.recorded import read_outputs, read_queries
 from tasks.common.vlms import Vlm
 

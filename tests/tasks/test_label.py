@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from arms_model.errors import DataError
-from tasks import label
+from tasks.common import labelling
 from tasks.common.tables import SCHEMAS, write_table
 
 QUERIES = [
@@ -81,7 +81,7 @@ def test_label_leaves_base_byte_identical_when_new_answers_arrive(workspace: Pat
 
 def test_label_gives_an_error_row_no_label() -> None:
     rows = [{"query_id": "shape/1", "vlm": "one", "error": "timed out", "imported_correct": True}]
-    assert label.labels(table("collect", rows), queries=table("queries", QUERIES), where="here").height == 0
+    assert labelling.labels(table("collect", rows), queries=table("queries", QUERIES), where="here").height == 0
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_label_refuses_bad_rows_by_name_and_writes_nothing(
 def test_label_names_at_most_twenty_rows() -> None:
     rows = [{"query_id": f"lost/{number:02d}", "vlm": "one", "output": "B"} for number in range(30)]
     with pytest.raises(DataError, match=r"30, first .*lost/19'") as refused:
-        label.labels(table("collect", rows), queries=table("queries", QUERIES), where="here")
+        labelling.labels(table("collect", rows), queries=table("queries", QUERIES), where="here")
     assert "lost/20" not in str(refused.value)
 
 

@@ -96,13 +96,16 @@ def api_key(vlm: Vlm) -> str | None:
     return key
 
 
-def ask_all(plans: Sequence[Plan], *, store: AnswerStore, budget_usd: float | None) -> list[Outcome]:
+def ask_all(
+    plans: Sequence[Plan], *, store: AnswerStore, budget_usd: float | None, spent_usd: float = 0.0
+) -> list[Outcome]:
     """Ask what the plans hold.
 
     Args:
         plans: one for each VLM that has something to be asked.
         store: takes every answer and every failed attempt.
-        budget_usd: limit of all plans together, `spent_usd` of each included; None for none.
+        budget_usd: limit of the whole run; None for none.
+        spent_usd: what counts as spent already.
 
     Returns:
         What came of each plan, in their order.
@@ -114,7 +117,8 @@ def ask_all(plans: Sequence[Plan], *, store: AnswerStore, budget_usd: float | No
         Terminated: SIGTERM, likewise.
     """
     keys = [api_key(plan.vlm) for plan in plans]
-    run = _Run(plans, keys=keys, store=store, budget_usd=budget_usd)
+    budget = Budget(budget_usd, name="collect.budget_usd", spent_usd=spent_usd)
+    run = _Run(plans, keys=keys, store=store, budget=budget)
     with _signals_restored():
         asyncio.run(run.ask())
     run.raise_what_stopped_it()
@@ -125,11 +129,9 @@ class _Run:
     """All plans, and what they share: the store, the budget, the progress line, the wish to stop."""
 
     def __init__(
-        self, plans: Sequence[Plan], *, keys: Sequence[str | None], store: AnswerStore, budget_usd: float | None
+        self, plans: Sequence[Plan], *, keys: Sequence[str | None], store: AnswerStore, budget: Budget
     ) -> None:
-        self.store = store
-        spent_usd = sum(plan.spent_usd for plan in plans)
-        self.budget = Budget(budget_usd, name="collect.budget_usd", spent_usd=spent_usd)
+        self.store, self.budget = store, budget
         self.is_priced = any(plan.vlm.is_priced for plan in plans)
         self.num_under_way = 0
         self.askings = [_Asking(plan, key=key, run=self) for plan, key in zip(plans, keys, strict=True)]

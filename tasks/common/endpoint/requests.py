@@ -27,7 +27,7 @@ MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "
 _JPEG_QUALITY = 90
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
     """A query's picture as it is sent.
 
@@ -110,7 +110,7 @@ def _encoded(picture: Image.Image, *, media_type: str) -> bytes:
     return stream.getvalue()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """One question to one VLM.
 
