@@ -164,7 +164,7 @@ class Recording:
         if faults := _faults_of_answer(answer):
             self.fault(f"answer of {answer.vlm} to {answer.query_id}: {'; '.join(faults)}")
             return
-        self._outputs.append({name: getattr(answer, name) for name in OUTPUTS_SCHEMA})
+        self._outputs.append({name: getattr(answer, name, None) for name in OUTPUTS_SCHEMA})
         self.num_answers += 1
         self._tell_progress()
 
