@@ -27,8 +27,9 @@ from arms_model.errors import ConfigError, DataError
 from arms_model.pictures import decode_picture, open_picture
 from tasks.importers.clones import opened_clone
 from tasks.importers.command import make_parser, run_importer
-from tasks.importers.reading import inside, read_table_file
+from tasks.importers.reading import inside, read_rows
 from tasks.importers.recording import Answer, Query, Recording
+from tasks.importers.rows import typed
 
 log = logging.getLogger(__name__)
 LICENCE = "MIT"
@@ -55,6 +56,13 @@ class _Task:
     question: str
     gold: str | None = None
     dataset: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Published:
+    task: str
+    prompt: str
+    groundtruth: str
 
 
 _GRID = (
@@ -245,17 +253,13 @@ def _published_golds(paths: Sequence[Path], *, max_pixels: int) -> Golds:
     for path in paths:
         if path.suffix != ".parquet":
             raise ConfigError(f"--dataset: {path} is no parquet file; name the data set's files as they are published.")
-        frame = read_table_file(path)
-        for column in ("image", "task", "prompt", "groundtruth"):
-            if column not in frame.columns:
-                raise DataError(f"{path}: column '{column}' is missing; it has {', '.join(frame.columns)}.")
-        rows = frame.select("image", "task", "prompt", "groundtruth").iter_rows()
-        for number, (image, task, prompt, gold) in enumerate(rows, start=1):
-            if task in needed:
-                picture = decode_picture(
-                    _bytes(image, f"{path}, row {number}"), name=f"{path}, row {number}", max_pixels=max_pixels
-                )
-                golds[task, _pixels(picture)].append((prompt, str(gold).strip("{} ")))
+        for number, row in read_rows(path):
+            where = f"{path}, row {number}"
+            published = typed(_Published, {name: its for name, its in row.items() if name != "image"}, where)
+            if published.task in needed:
+                picture = decode_picture(_bytes(row.get("image"), where), name=where, max_pixels=max_pixels)
+                gold = published.groundtruth.strip("{} ")
+                golds[published.task, _pixels(picture)].append((published.prompt, gold))
     return golds
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from arms_model.errors import DataError
 from tasks.importers.clones import opened_clone
 from tasks.importers.command import make_parser, run_importer
-from tasks.importers.reading import inside, read_json, read_table_file
+from tasks.importers.reading import inside, read_json, read_rows
 from tasks.importers.recording import Answer, Query, Recording
 from tasks.importers.rows import typed
 
@@ -57,19 +57,21 @@ class _Draw:
 def import_clone(options: argparse.Namespace, recording: Recording) -> None:
     """Read the draws, their pictures and the verdicts of a clone into `recording`."""
     with opened_clone(options.clone, holds=f"{RESULTS}/10trials") as clone:
-        variants = _add_queries(clone / RESULTS / "10trials", options, recording)
+        numbers, variants = _add_queries(clone / RESULTS / "10trials", options, recording)
         for path in sorted((clone / RESULTS).glob("*-result.csv")):
             name = path.stem.removesuffix("-result")
-            _add_verdicts(path, VLMS.get(name, name), variants, recording)
+            _add_verdicts(path, VLMS.get(name, name), numbers, variants, recording)
 
 
-def _add_queries(trials: Path, options: argparse.Namespace, recording: Recording) -> list[int]:
-    """The numbers of the draws that are there."""
+def _add_queries(trials: Path, options: argparse.Namespace, recording: Recording) -> tuple[set[str], list[int]]:
+    """The numbers of the questions and of the draws that are there."""
+    numbers: set[str] = set()
     seen: dict[tuple[str, str], str] = {}
     variants = [int(folder.name[5:]) for folder in trials.iterdir() if re.fullmatch(r"trial[1-9]\d{0,3}", folder.name)]
     for variant in sorted(variants):
         path = trials / f"trial{variant}" / "dataset.json"
         for number, draw in _draws(path, recording):
+            numbers.add(number)
             query_id = f"dynamath/{number}-{variant}"
             try:
                 picture = inside(path.parent, draw.image)
@@ -81,7 +83,7 @@ def _add_queries(trials: Path, options: argparse.Namespace, recording: Recording
                 recording.add_query(_query(query_id, number, draw, options), picture)
             else:
                 recording.leave_out(query_id, _REPEATED)
-    return sorted(variants)
+    return numbers, sorted(variants)
 
 
 def _draws(path: Path, recording: Recording) -> Iterator[tuple[str, _Draw]]:
@@ -91,6 +93,8 @@ def _draws(path: Path, recording: Recording) -> Iterator[tuple[str, _Draw]]:
         raise DataError(f"{where}: expected an object of questions by their number, got {type(draws).__name__}.")
     for number, row in draws.items():
         try:
+            if not re.fullmatch(r"\d{1,9}", number):
+                raise DataError(f"{where}: {number[:40]!r} is no number of a question.")
             yield number, typed(_Draw, row, f"{where}, question {number}")
         except DataError as error:
             recording.fault(str(error))
@@ -98,13 +102,14 @@ def _draws(path: Path, recording: Recording) -> Iterator[tuple[str, _Draw]]:
 
 def _query(query_id: str, number: str, draw: _Draw, options: argparse.Namespace) -> Query:
     is_choice = draw.answer_type == "multiple choice"
+    choices = [choice.strip() for choice in re.split(r"\([A-Z]\)", draw.question)[1:]] if is_choice else []
     return Query(
         query_id=query_id,
         benchmark="DynaMath",
         task=draw.subject.replace(" ", "_"),
         language=options.language,
         question=draw.question,
-        choices=[choice.strip() for choice in re.split(r"\([A-Z]\)", draw.question)[1:]] if is_choice else None,
+        choices=choices if all(choices) and "A" <= draw.answer < chr(ord("A") + len(choices)) else None,
         answer=draw.answer,
         answer_type="choice" if is_choice else "free",
         template=f"dynamath/{number}",
@@ -112,19 +117,19 @@ def _query(query_id: str, number: str, draw: _Draw, options: argparse.Namespace)
     )
 
 
-def _add_verdicts(path: Path, vlm: str, variants: Sequence[int], recording: Recording) -> None:
-    frame = read_table_file(path)
-    columns = ["Question ID", *(f"Variant {variant}" for variant in variants)]
-    if missing := [column for column in columns if column not in frame.columns]:
-        raise DataError(f"{path.name}: column '{missing[0]}' is missing; it has {', '.join(frame.columns)}.")
-    for question, *verdicts in frame.select(columns).iter_rows():
+def _add_verdicts(path: Path, vlm: str, numbers: set[str], variants: list[int], recording: Recording) -> None:
+    seen = set()
+    for _, row in read_rows(path):
+        question = row.get("Question ID")
         number = re.fullmatch(r"Q(\d+)", question or "")
         if not number:  # the last rows sum up
             continue
-        for variant, verdict in zip(variants, verdicts, strict=True):
+        seen.add(number[1])
+        for variant in variants:
+            verdict = row.get(f"Variant {variant}")
             if verdict not in VERDICTS:
                 recording.fault(
-                    f"{path.name}, {question}, variant {variant}: expected correct or fail, got {verdict!r}"
+                    f"{path.name}, {question}, Variant {variant}: expected correct or fail, got {verdict!r}"
                 )
                 continue
             recording.add_answer(
@@ -134,6 +139,8 @@ def _add_verdicts(path: Path, vlm: str, variants: Sequence[int], recording: Reco
                     reference_correct=VERDICTS[verdict],
                 )
             )
+    if missing := sorted(numbers - seen, key=int):
+        recording.fault(f"{path.name}: no row of question {', '.join(missing[:5])}; it is cut off, fetch it again")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -75,14 +75,16 @@ def import_clone(options: argparse.Namespace, recording: Recording) -> None:
 
 
 def _query(question: _Question, options: argparse.Namespace) -> Query:
-    lettered = [f"\n{chr(ord('A') + position)}. {choice}" for position, choice in enumerate(question.options)]
+    letters = [chr(ord("A") + position) for position in range(len(question.options))]
+    choices = [choice if choice.strip() else letter for letter, choice in zip(letters, question.options, strict=True)]
+    lines = [f"\n{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
     return Query(
         query_id=f"mathv/{question.id}",
         benchmark="MATH-Vision",
         task=question.subject,
         language=options.language,
-        question=question.question + "".join(lettered),
-        choices=question.options,
+        question=question.question + "".join(lines),
+        choices=choices,
         answer=question.answer,
         answer_type="choice" if question.options else "free",
         licence=options.licence or LICENCE,
