@@ -35,7 +35,7 @@ class Sight:
     """How a program sees.
 
     Args:
-        shrink: the picture is scaled down by it.
+        shrink: it looks at every so many pixels only, across and down.
         cleans: a median filter removes speckles and grain.
         parts_colours: things of different colours that touch are two.
         least_area: a smaller thing is no thing, px.
@@ -51,20 +51,13 @@ class Sight:
 
 @dataclass(frozen=True)
 class Thing:
-    """Pixels that hang together: the edges of their box, how many there are, their colour and shape."""
+    """Pixels that hang together: their middle across and down, height and number in px, colour and shape."""
 
-    top: int
-    left: int
-    bottom: int
-    right: int
+    centre: tuple[float, float]
+    height: int
     area: int
     colour: str
     shape: str
-
-    @property
-    def centre(self) -> tuple[float, float]:
-        """Across and down, px."""
-        return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
 
 @lru_cache(maxsize=128)
@@ -79,14 +72,14 @@ def load(picture: bytes, sight: Sight) -> Pixels:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"no picture that can be read: {error}") from None
     image.thumbnail((_MAX_SIDE, _MAX_SIDE))
-    pixels = np.asarray(image.reduce(sight.shrink))
+    pixels = np.asarray(image)[:: sight.shrink, :: sight.shrink]
     return np.asarray(ndimage.median_filter(pixels, size=(3, 3, 1))) if sight.cleans else pixels
 
 
 def ground(pixels: Pixels) -> NDArray[np.float64]:
     """The colour along the edges."""
     edges = (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:])
-    return np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0)
+    return np.asarray(np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0))
 
 
 def _foreground(pixels: Pixels, away: int = _AWAY) -> NDArray[np.bool_]:
@@ -120,8 +113,8 @@ def things(pixels: Pixels, sight: Sight) -> list[Thing]:
             if inside.sum() >= sight.least_area:
                 colour = np.median(pixels[box][inside], axis=0)
                 name = name_colour(colour, knows_shades=sight.knows_shades)
-                edges = (box[0].start, box[1].start, box[0].stop, box[1].stop)
-                found.append(Thing(*edges, int(inside.sum()), name, _shape(inside)))
+                centre = ((box[1].start + box[1].stop) / 2, (box[0].start + box[0].stop) / 2)
+                found.append(Thing(centre, len(inside), int(inside.sum()), name, _shape(inside)))
     return found
 
 
@@ -136,8 +129,16 @@ def _shape(inside: NDArray[np.bool_]) -> str:
     return "triangle" if widths[-3:].max() > 0.7 * inside.shape[1] else "diamond"
 
 
-def bars(pixels: Pixels) -> tuple[list[int], float | None]:
-    """The bars' heights from left to right in px, and the grid lines' distance where there are some."""
+def bars(pixels: Pixels, raw: Pixels) -> tuple[list[int], float | None]:
+    """The bars of a chart.
+
+    Args:
+        pixels: the picture.
+        raw: the same without noise removed, which would take thin lines along.
+
+    Returns:
+        Their heights from left to right, px, and the grid lines' distance, px, where there are some.
+    """
     mask = _foreground(pixels)
     rows = mask.sum(axis=1)
     axis = int(rows.argmax())
@@ -149,7 +150,7 @@ def bars(pixels: Pixels) -> tuple[list[int], float | None]:
     found = [columns for columns in found if len(columns) > 5]
     start = int(np.flatnonzero(mask[axis])[0]) if mask[axis].any() else 0
     end = int(np.flatnonzero(heights > 4)[0]) if (heights > 4).any() else start
-    strip = pixels[:axis, start + 1 : end - 1].astype(float)
+    strip = raw[:axis, start + 1 : end - 1].astype(float)
     lines: NDArray[np.intp] = np.empty(0, np.intp)
     if strip.size:
         is_line = np.abs(strip.mean(axis=1) - ground(pixels)).max(axis=1) > 20
@@ -225,13 +226,13 @@ def _letter(glyph: NDArray[np.bool_], alphabet: str) -> str:
     return min(_templates(alphabet), key=lambda t: float(np.abs(t[1] - pixels).mean()) + 0.15 * abs(t[2] - slope))[0]
 
 
-def _normal(glyph: NDArray[np.bool_]) -> tuple[NDArray[np.float32], float]:
+def _normal(glyph: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:
     small = Image.fromarray(glyph.astype(np.uint8) * 255).resize((12, 16), Image.Resampling.BOX)
-    return np.asarray(small, np.float32) / 255, float(np.log(glyph.shape[1] / glyph.shape[0]))
+    return np.asarray(small, np.float64) / 255, float(np.log(glyph.shape[1] / glyph.shape[0]))
 
 
 @lru_cache
-def _templates(alphabet: str) -> list[tuple[str, NDArray[np.float32], float]]:
+def _templates(alphabet: str) -> list[tuple[str, NDArray[np.float64], float]]:
     """Each letter as it looks in DejaVu Sans."""
     found = []
     for letter in LETTERS[alphabet]:

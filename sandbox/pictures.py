@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sandbox.vocabulary import COLOURS, SHAPES, SIDES
+from sandbox.vocabulary import COLOURS, PRINTED_WORDS, SHAPES, SIDES
 
 WIDTH, HEIGHT = 224, 160
 Answer = bool | int | str
@@ -23,14 +23,6 @@ Rgb = tuple[int, int, int]
 PAPERS: tuple[Rgb, ...] = ((255, 255, 255), (250, 246, 232), (232, 242, 250))
 INK: Rgb = (25, 25, 35)
 FONTS = ("DejaVuSans", "DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-Bold")
-WORDS = {
-    "en": "garden bridge winter market silver orange window planet forest castle button candle dragon engine flower "
-    "hammer island jungle kitten ladder mirror needle pepper rabbit saddle tunnel violet wallet yellow zipper",
-    "de": "brücke käse straße grün mühle vögel löwe schloß tür nebel kirche wolke fenster sommer apfel bäume flöte "
-    "glück hügel jäger köche lüge möwe nüsse öfen räder säge tische übung würfel",
-    "ru": "мост рыба окно зима город лампа берег книга песня трава дорога звезда молоко сахар поезд письмо картина "
-    "облако ветер камень мороз остров пастух ручей солнце театр улица хлеб цветок школа",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +58,15 @@ def paper(rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def spoil(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Half of the pictures as they are, the others with speckles or grain."""
-    kind = rng.choices(("clean", "speckles", "grain"), (0.5, 0.25, 0.25))[0]
+    """Four of ten pictures as they are, the others with speckles or grain."""
+    kind = rng.choices(("clean", "speckles", "grain"), (0.4, 0.3, 0.3))[0]
     noise = np.random.default_rng(rng.getrandbits(32))
     pixels = np.asarray(image).astype(np.int16)
     if kind == "speckles":
-        place = noise.random((HEIGHT, WIDTH)) < rng.choice((0.004, 0.02))
+        place = noise.random((HEIGHT, WIDTH)) < rng.choice((0.01, 0.03))
         pixels[place] = noise.choice((0, 255), (int(place.sum()), 1))
     elif kind == "grain":
-        pixels += np.rint(noise.normal(0, rng.choice((10, 24)), (HEIGHT, WIDTH, 1))).astype(np.int16)
+        pixels += np.rint(noise.normal(0, rng.choice((12, 32)), (HEIGHT, WIDTH, 1))).astype(np.int16)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
@@ -127,11 +119,11 @@ def print_text(pen: ImageDraw.ImageDraw, text: str, rng: random.Random, *, y: in
 def reading(rng: random.Random, language: str) -> Scene:
     """A word above a number."""
     image, pen = paper(rng)
-    word, *others = rng.sample(WORDS[language].split(), 4)
+    word, *others = rng.sample(PRINTED_WORDS[language].split(), 4)
     number = rng.randint(100, 9999)
     print_text(pen, word, rng, y=rng.randint(15, 40))
     print_text(pen, str(number), rng, y=rng.randint(85, 110))
-    wrong = [int(text) for text in {_swap(str(number), rng) for _ in range(20)} - {str(number)}]
+    wrong = [wrong for wrong in dict.fromkeys(int(_swap(str(number), rng)) for _ in range(20)) if wrong != number]
     return image, Ask(task="word", answer=word, others=others), Ask(task="number", answer=number, others=wrong[:3])
 
 
@@ -146,7 +138,7 @@ def counting(rng: random.Random, language: str) -> Scene:
     size, count = rng.choice((13, 18, 24)), rng.randint(2, 12)
     kinds, colours = rng.sample(list(SHAPES), rng.randint(2, 3)), rng.sample(list(COLOURS), rng.randint(2, 4))
     drawn = [(rng.choice(kinds), rng.choice(colours)) for _ in range(count)]
-    apart = size * rng.choice((1.6, 1.6, 0.85))
+    apart = size * rng.choice((1.6, 0.8))
     for (shape, colour), (x, y) in zip(drawn, places(rng, count, apart=apart, margin=size), strict=True):
         draw_shape(pen, shape, x, y, size, COLOURS[colour])
     kind, colour = rng.choice(kinds), rng.choice(colours)
@@ -178,8 +170,7 @@ def charts(rng: random.Random, language: str) -> Scene:
     """Bars on grid lines, one a unit, or with their values printed above them."""
     image, pen = paper(rng)
     count, is_printed = rng.randint(3, 6), rng.random() < 0.4
-    values = rng.sample(range(1, 11), count) if rng.random() < 0.6 else rng.sample(range(5, 5 + count + 1), count)
-    values = [min(value, 11) for value in values] if len({min(value, 11) for value in values}) == count else values
+    values = rng.sample(range(1, 12) if rng.random() < 0.6 else range(5, 6 + count), count)
     base, unit, step = 140, 10, (WIDTH - 30) // count
     for line in range(0 if is_printed else 13):
         pen.line([16, base - unit * line, WIDTH - 8, base - unit * line], fill=(200, 200, 200))
@@ -273,7 +264,7 @@ def arithmetic(rng: random.Random, language: str) -> Scene:
         over = Ask(task="result over", answer=result > limit, slots={"limit": str(limit)})
         return image, Ask(task="result", answer=result, others=near(result, rng)), over
     size, middle = rng.choice((9, 14)), WIDTH // 2
-    points = places(rng, rng.randint(3, 13), apart=size * rng.choice((1.5, 1.5, 0.9)), margin=size)
+    points = places(rng, rng.randint(3, 13), apart=size * rng.choice((1.5, 0.85)), margin=size)
     points = [(x, y) for x, y in points if abs(x - middle) > size]
     pen.line([middle, 0, middle, HEIGHT], fill=INK, width=2)
     for x, y in points:

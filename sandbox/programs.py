@@ -9,7 +9,8 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sandbox import eyes
 from sandbox.eyes import Sight
@@ -43,10 +44,8 @@ class Program:
 def count(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
     """How many things there are, of the shape and colour that the question names."""
     found = eyes.things(eyes.load(picture, sight), sight)
-    return sum(
-        thing.shape in (asked.shapes or (thing.shape,)) and thing.colour == (asked.colour or thing.colour)
-        for thing in found
-    )
+    found = [thing for thing in found if thing.colour == asked.colour or not asked.colour]
+    return sum(thing.shape in asked.shapes or not asked.shapes for thing in found)
 
 
 def count_by_colour(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
@@ -74,7 +73,7 @@ def colour_of_ground(picture: bytes, asked: Asked, sight: Sight) -> Answer | Non
 def dots(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
     """Dots on both sides of the line, added or compared."""
     pixels = eyes.load(picture, sight)
-    found = [thing for thing in eyes.things(pixels, sight) if thing.bottom - thing.top < pixels.shape[0] // 2]
+    found = [thing for thing in eyes.things(pixels, sight) if thing.height < len(pixels) // 2]
     left = sum(thing.centre[0] < pixels.shape[1] / 2 for thing in found)
     return len(found) if asked.task == "dots together" else left > len(found) - left
 
@@ -106,7 +105,7 @@ def compare(values: list[int], asked: Asked) -> Answer | None:
 
 def bars(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
     """Bars by their height; their values by the grid lines."""
-    heights, unit = eyes.bars(eyes.load(picture, sight))
+    heights, unit = eyes.bars(eyes.load(picture, sight), eyes.load(picture, replace(sight, cleans=False)))
     if asked.task == "value of bar" and unit is None:
         return None
     return compare([round(height / unit) for height in heights] if unit else heights, asked)
@@ -196,12 +195,10 @@ class Mind:
     def _guess(self, asked: Asked, chance: int) -> str:
         if asked.language not in self.languages:
             return str(chance % 9 + 1)
-        forms: dict[str, Answer] = {
-            "beside": chance % 2 == 0, "compare bars": chance % 2 == 0, "time before": chance % 2 == 0,
-            "dots left": chance % 2 == 0, "result over": chance % 2 == 0, "farthest": list(SHAPES)[chance % 4],
-            "colour of shape": list(COLOURS)[chance % 7], "colour of ground": list(COLOURS)[chance % 7],
-            "time": f"{chance % 12 + 1}:{chance // 12 % 12 * 5:02d}", "word": "?",
-        }  # fmt: skip
+        if asked.task in ("beside", "compare bars", "time before", "dots left", "result over"):
+            return said(chance % 2 == 0, asked.language)
+        forms = {"word": "?", "farthest": list(SHAPES)[chance % 4], "time": f"{chance % 12 + 1}:{chance % 11 * 5:02d}"}
+        forms |= dict.fromkeys(("colour of shape", "colour of ground"), list(COLOURS)[chance % 7])
         return said(forms.get(asked.task, chance % 9 + 1), asked.language)
 
 
@@ -209,54 +206,46 @@ def _nearest(text: str | None, choices: tuple[str, ...], chance: int) -> int:
     """The choice that shares most letters with what was found; a guess where nothing was."""
     if text is None:
         return chance % len(choices)
-    return max(
-        range(len(choices)),
-        key=lambda number: (Counter(choices[number]) & Counter(text)).total() - abs(len(choices[number]) - len(text)),
-    )
+    alike = [(Counter(choice) & Counter(text)).total() - abs(len(choice) - len(text)) for choice in choices]
+    return alike.index(max(alike))
+
+
+def _program(name: str, latency_s: float, **mind: Any) -> Program:
+    return Program(name=name, latency_s=latency_s, answer=Mind(name=name, **mind))
 
 
 _PRINTED = ("word", "number", "result", "result over")
 _CHARTS = ("highest bar", "lowest bar", "value of bar", "compare bars")
-_CLOCKS = ("time", "time before")
-_DOTS = ("dots together", "dots left")
-_PLACES = ("beside", "farthest")
-_ROUGH = Sight(shrink=2, least_area=8, parts_colours=True)
-_MINDS = {
+_PLACES = dict.fromkeys(("dots together", "dots left"), dots) | dict.fromkeys(("beside", "farthest"), place)
+_SCENES = {"count": count, "colour of shape": colour_of_shape, "colour of ground": colour_of_ground} | _PLACES
+_GAUGES = dict.fromkeys(_CHARTS, bars) | dict.fromkeys(("time", "time before"), clock)
+_ALL = (
     # pool base
-    "glyph-reader": (0.015, Mind(
-        name="glyph-reader", skills=dict.fromkeys(_PRINTED, letters),
-    )),
-    "blob-counter": (0.010, Mind(
-        name="blob-counter", languages=("en", "de"), sight=Sight(least_area=2), style=("{text}", "({letter})"),
-        skills={"count": count} | dict.fromkeys(_DOTS, dots),
-    )),
-    "palette-reader": (0.012, Mind(
-        name="palette-reader", sight=Sight(parts_colours=True, least_area=30, knows_shades=True),
+    _program("glyph-reader", 0.015, skills=dict.fromkeys(_PRINTED, letters)),
+    _program(
+        "blob-counter", 0.010, languages=("en", "de"), sight=Sight(least_area=2),
+        skills={"count": count} | _PLACES, style=("{text}", "({letter})"),
+    ),
+    _program(
+        "palette-reader", 0.012, sight=Sight(parts_colours=True, least_area=30, knows_shades=True),
         skills={"colour of ground": colour_of_ground, "colour of shape": main_colour, "count": count_by_colour},
         style=("The answer is {text}.", "The answer is {letter}."),
-    )),
-    "generalist-small": (0.025, Mind(
-        name="generalist-small", sight=_ROUGH, style=("Answer: {text}", "{letter}. {text}"),
-        skills={"count": count, "colour of shape": colour_of_shape, "colour of ground": colour_of_ground}
-        | dict.fromkeys(_PRINTED, letters) | dict.fromkeys(_CHARTS, bars) | dict.fromkeys(_CLOCKS, clock)
-        | dict.fromkeys(_DOTS, dots) | dict.fromkeys(_PLACES, place),
-    )),
+    ),
+    _program(
+        "generalist-small", 0.025, sight=Sight(shrink=4, least_area=2),
+        skills=_SCENES | _GAUGES | dict.fromkeys(_PRINTED, letters), style=("Answer: {text}", "{letter}. {text}"),
+    ),
     # pool new
-    "ocr-reader": (0.030, Mind(
-        name="ocr-reader", languages=("en", "de"), style=("{text}", "The answer is {letter}."),
+    _program(
+        "ocr-reader", 0.030, languages=("en", "de"), style=("{text}", "The answer is {letter}."),
         skills=dict.fromkeys(_PRINTED, ocr) | dict.fromkeys(_CHARTS, printed_values),
-    )),
-    "gauge-reader": (0.020, Mind(
-        name="gauge-reader", languages=("en", "ru"), sight=Sight(cleans=True, knows_shades=True),
-        skills=dict.fromkeys(_CHARTS, bars) | dict.fromkeys(_CLOCKS, clock), style=("{text}", "{letter}"),
-    )),
-    "scene-analyst": (0.060, Mind(
-        name="scene-analyst", sight=Sight(cleans=True, parts_colours=True, least_area=20, knows_shades=True),
-        skills={"count": count, "colour of shape": colour_of_shape, "colour of ground": colour_of_ground}
-        | dict.fromkeys(_DOTS, dots) | dict.fromkeys(_PLACES, place),
-        style=("The answer is {text}.", "{letter}. {text}"),
-    )),
-}  # fmt: skip
-PROGRAMS: dict[str, Program] = {
-    name: Program(name=name, latency_s=latency_s, answer=mind) for name, (latency_s, mind) in _MINDS.items()
-}
+    ),
+    _program(
+        "gauge-reader", 0.020, languages=("en", "ru"), sight=Sight(cleans=True, knows_shades=True), skills=_GAUGES,
+    ),
+    _program(
+        "scene-analyst", 0.060, languages=("en", "ru"), style=("The answer is {text}.", "{letter}. {text}"),
+        sight=Sight(cleans=True, parts_colours=True, least_area=20, knows_shades=True), skills=_SCENES,
+    ),
+)  # fmt: skip
+PROGRAMS: dict[str, Program] = {program.name: program for program in _ALL}

@@ -15,8 +15,8 @@ _TASKS: tuple[tuple[str, str], ...] = (  # the first that fits
     ("result", r"calculat|rechnung|вычислен"),
     ("dots left", r"more dots|mehr punkte|больше точек"),
     ("dots together", r"\bdots|punkte|точек"),
-    ("highest bar", r"(?:\bbar|säule|столб).*(?:highest|tallest)|highest bar|höchste.*säule|säule.*höchste|высок.*столб|столб.*самый высок"),
-    ("lowest bar", r"lowest bar|\bbar.*lowest|niedrigst|столб.*низк|низк.*столб"),
+    ("highest bar", r"highest bar|bar.*highest|höchsten säule|säule.*am höchsten|высокого столб|столб.*самый высок"),
+    ("lowest bar", r"lowest bar|bar.*lowest|niedrigsten säule|säule.*am niedrig|низкого столб|столб.*низк"),
     ("value of bar", r"(?:value|wert).*(?:bar|säule)|значение"),
     ("compare bars", r"\bbar\b|säule|столб"),
     ("time before", r"(?:clock|time|uhr).*(?:before|vor )|час.*\bдо\b"),
@@ -63,12 +63,12 @@ class Asked:
 
 def understand(question: str) -> Asked:
     """Read a question; whatever the text, something comes back."""
-    text = _OPTION.split(question)[0].casefold()
+    text = _OPTION.split(question)[0].lower()  # not casefold(), which writes ß as ss
     language = "ru" if re.search("[а-яё]", text) else "de" if re.search(rf"\b(?:{_GERMAN})\b", text) else "en"
     named = [
         (found.start(), shape)
         for shape in SHAPES
-        for found in re.finditer(rf"\b{NAMES[language][shape].casefold()}", text)
+        for found in re.finditer(rf"\b{NAMES[language][shape].lower()}", text)
     ]
     colours = GENITIVE if language == "ru" else {colour: NAMES[language][colour] for colour in COLOURS}
     return Asked(
