@@ -7,7 +7,7 @@ or the index of the row that has it) or in `image_path`. A result file, `<VLM>_<
 VLM's answers: index, prediction, and `hit` where a judge has read it. Questions and golds of both must agree, since
 an index alone does not tell two versions of a data set apart.
 
-Rows with several pictures, with none, without a gold, or with several golds are left out and counted.
+Rows without a question or a gold, with several golds, and with no or several pictures are left out and counted.
 """
 
 import argparse
@@ -86,6 +86,9 @@ class _Dataset:
 
     def _take(self, index: str, row: dict[str, Any]) -> None:
         query_id = f"{self._benchmark}/{index}"
+        if _text(row, "question") is None:
+            self._recording.leave_out(query_id, "no question")
+            return
         answers = texts(row.get("answer"))
         if len(answers) != 1:
             reason = "several gold answers, so not exact match" if answers else "no gold answer"
