@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
@@ -39,7 +40,7 @@ from tasks.common.endpoint.collection import (
     refuse_without_endpoints,
     standing,
 )
-from tasks.common.endpoint.forecast import Forecast, forecast
+from tasks.common.endpoint.forecast import ASSUMED_LATENCY_S, Forecast, forecast
 from tasks.common.files import folder_written_whole
 from tasks.common.labelling import labels
 from tasks.common.params import load_section
@@ -197,18 +198,22 @@ def dry_run() -> None:
 
 
 def _print(forecasts: Sequence[Forecast], budget_usd: float | None) -> None:
-    table = Table("VLM", "questions", "known", "to ask", "expected $", "at most $", "spent $", "expected time")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table("VLM", "questions", "known", "to ask", "expected $", "at most $", "spent $", "time", box=SIMPLE)
+    for column in table.columns:
+        column.justify, column.no_wrap = "left" if column.header == "VLM" else "right", True
     for each in forecasts:
         table.add_row(*each.cells())
-    Console().print(table)
+    terminal = Console()
+    terminal.width = max(terminal.width, 110)  # names are not cut where the output goes into a file
+    terminal.print(table)
     num_to_ask, spent = sum(each.num_to_ask for each in forecasts), sum(each.spent_usd for each in forecasts)
     expected, worst = sum(each.expected_usd or 0 for each in forecasts), sum(each.worst_usd or 0 for each in forecasts)
     longest = max((each.expected_s for each in forecasts), default=0.0)
     budget = "no budget is set" if budget_usd is None else f"collect.budget_usd is ${budget_usd:.2f}"
     print(f"{num_to_ask} questions would be asked: ${expected:.2f} expected, ${worst:.2f} at most; ${spent:.2f} spent")
     print(f"already; {budget}. VLMs are asked side by side: about {clock(longest)}. Nothing was asked.")
+    if any(each.is_assumed and each.num_to_ask for each in forecasts):
+        print(f"* no answer is known yet: {ASSUMED_LATENCY_S:g} s each and answers half of max_tokens long assumed.")
 
 
 def restore() -> None:

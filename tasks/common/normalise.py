@@ -238,9 +238,11 @@ def _judge_choice(said: list[str], gold: str, choices: list[str], language: str)
 
 
 def _judge_free(said: list[str], gold: str, language: str) -> Judgement:
-    """Numbers where the gold is one; else lists, yes or no, and words."""
+    """A time or number where the gold is one; else lists, yes or no, and words."""
     if not said:
         return Judgement(None, False)
+    if read_time(gold) and (time := next(filter(None, map(_only_time, said)), None)):
+        return Judgement(time, same_answer(time, gold, language))
     if read_quantity(gold, language):
         found = [text for text in said if read_quantity(text, language)] or [n for n in map(_only_number, said) if n]
         quantity = read_quantity(found[0], language) if found else None
@@ -248,6 +250,18 @@ def _judge_free(said: list[str], gold: str, language: str) -> Judgement:
             return Judgement(f"{quantity.value:.12g} {quantity.unit}".strip(), same_answer(found[0], gold, language))
     words = min(said, key=len)
     return Judgement(unwrap_latex(words)[:200] or None, same_answer(words, gold, language))
+
+
+def read_time(text: str) -> str | None:
+    """A time of day such as `3:05`, without leading zeros, where `text` is nothing else; not `3:5`, which is a ratio."""
+    match = re.fullmatch(r"0?(\d|1\d|2[0-4]):([0-5]\d)(?: ?(?:uhr|h|o'clock))?", text.strip(" \"'.,;").casefold())
+    return f"{match[1]}:{match[2]}" if match else None
+
+
+def _only_time(sentence: str) -> str | None:
+    """The time in a sentence that holds one only."""
+    times = re.findall(r"(?<![\w:.])\d{1,2}:\d{2}(?![\w:])", sentence)
+    return read_time(times[0]) if len(times) == 1 else None
 
 
 def _only_number(sentence: str) -> str | None:
@@ -266,6 +280,8 @@ def same_answer(said: str, gold: str, language: str = "en") -> bool:
     """
     if same_text(said, gold):
         return True
+    if (time := read_time(gold)) and (other_time := read_time(said)):  # as ratios 1:15 and 2:30 would be one
+        return time == other_time
     if (quantity := read_quantity(gold, language)) is not None:
         other = read_quantity(said, language)
         return other is not None and same_quantity(other, quantity)

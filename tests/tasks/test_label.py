@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from arms_model.errors import DataError
+from tasks import label
 from tasks.common import labelling
 from tasks.common.tables import SCHEMAS, write_table
 

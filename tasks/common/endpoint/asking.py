@@ -29,7 +29,7 @@ from tasks.common.vlms import Endpoint, Vlm
 
 log = logging.getLogger(__name__)
 _SYNC_S = 0.5  # at most so long until the disk is made to write what was committed
-_back_off = wait_exponential_jitter(initial=0.5, max=60, jitter=1)
+_back_off = wait_exponential_jitter(multiplier=0.5, max=60, jitter=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from tasks.common.endpoint.answers import AnswerStore
 from tasks.common.endpoint.collection import Standing
 from tasks.common.endpoint.prices import expected_usd, worst_case_usd
 
-_ASSUMED_LATENCY_S = 2.0  # where no answer was kept yet
+ASSUMED_LATENCY_S = 2.0  # where no answer was kept yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Forecast:
             "no price" if self.expected_usd is None else f"{self.expected_usd:.4f}",
             "no price" if self.worst_usd is None else f"{self.worst_usd:.4f}",
             f"{self.spent_usd:.4f}",
-            clock(self.expected_s) + (" (2 s each assumed)" if self.is_assumed and self.num_to_ask else ""),
+            clock(self.expected_s) + (" *" if self.is_assumed and self.num_to_ask else ""),
         ]
 
 
@@ -68,7 +68,7 @@ def forecast(standing: Standing, store: AnswerStore, *, is_at_most: bool) -> For
         expected_usd(vlm, request, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens) or 0.0
         for request in pending
     ]
-    seconds = len(pending) * (_ASSUMED_LATENCY_S if latency_s is None else latency_s) / endpoint.concurrency
+    seconds = len(pending) * (ASSUMED_LATENCY_S if latency_s is None else latency_s) / endpoint.concurrency
     if endpoint.requests_per_minute is not None:
         seconds = max(seconds, len(pending) * 60 / endpoint.requests_per_minute)
     return Forecast(
