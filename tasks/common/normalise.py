@@ -253,7 +253,7 @@ def _judge_free(said: list[str], gold: str, language: str) -> Judgement:
 
 
 def read_time(text: str) -> str | None:
-    """A time of day such as `3:05`, without leading zeros, where `text` is nothing else; not `3:5`, which is a ratio."""
+    """A time such as `3:05`, without a leading zero, where `text` is nothing else; `3:5` is a ratio."""
     match = re.fullmatch(r"0?(\d|1\d|2[0-4]):([0-5]\d)(?: ?(?:uhr|h|o'clock))?", text.strip(" \"'.,;").casefold())
     return f"{match[1]}:{match[2]}" if match else None
 
@@ -261,7 +261,7 @@ def read_time(text: str) -> str | None:
 def _only_time(sentence: str) -> str | None:
     """The time in a sentence that holds one only."""
     times = re.findall(r"(?<![\w:.])\d{1,2}:\d{2}(?![\w:])", sentence)
-    return read_time(times[0]) if len(times) == 1 else None
+    return read_time(times[0]) if len(times) == 1 and not _NEGATION.search(sentence) else None
 
 
 def _only_number(sentence: str) -> str | None:

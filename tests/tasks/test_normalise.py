@@ -214,6 +214,13 @@ def test_yes_or_no_among_longer_choices_is_not_guessed() -> None:
         ("10²", "100"),
         ("1 : 2", "1:2"),
         ("3/6", "1:2"),
+        # times
+        ("3:40", "3:40"),
+        ("03:40", "3:40"),
+        ("12:00", "12:00"),
+        ("The clock shows 3:40.", "3:40"),
+        ("Es ist 3:40 Uhr.", "3:40"),
+        ("1/10", "1:10"),  # which may be a ratio
         # other scripts
         ("७", "7"),
         ("١٢٫٥", "12.5"),
@@ -263,6 +270,9 @@ def test_free_answer_is_right(output: str, answer: str) -> None:
         ("12,34", "1234"),
         ("1/2", "2"),
         ("2:1", "1:2"),
+        ("2:30", "1:15"),  # as ratios they would be one
+        ("3:40 or 4:40", "3:40"),
+        ("It is not 3:40.", "3:40"),
         ("\\sqrt{7}", "7"),
         ("1.33", "\\frac{4}{3}"),
         ("seven", "7"),
@@ -334,6 +344,16 @@ def test_no_output_is_no_answer_and_wrong(output: str | None, answer_type: str) 
 def test_gold_in_a_box_is_read_from_the_box() -> None:
     assert judge("3/4", answer="$\\boxed{\\frac{3}{4}}$", answer_type="free").correct
     assert not judge("3/4", answer="\\boxed{} the answer is:", answer_type="free").correct
+
+
+def test_time_among_choices_is_not_taken_for_a_ratio() -> None:
+    choices = ["2:30", "1:15"]
+    assert judge("1:15", answer="B", answer_type="choice", choices=choices) == ("B", True)
+    assert judge("It shows 2:30", answer="B", answer_type="choice", choices=choices) == ("A", False)
+
+
+def test_predicted_time_is_kept_as_a_time() -> None:
+    assert judge("It is 03:05.", answer="3:40", answer_type="free").predicted == "3:05"
 
 
 def test_predicted_number_has_one_form() -> None:
