@@ -65,7 +65,8 @@ class RequestOf:
     [
         {"base_url": "https://elsewhere:9/v1"}, {"api_key_variable": "SOME_KEY"}, {"concurrency": 99},
         {"requests_per_minute": 3}, {"timeout_s": 1}, {"retries": 0}, {"served_as": ["n"]}, {"image_tokens": 5},
-        {"max_answer_bytes": 5}, {"max_side": 4096}, {"generation": {"max_tokens": 512, "temperature": 0, "seed": None}},
+        {"max_answer_bytes": 5}, {"max_side": 4096},
+        {"generation": {"max_tokens": 512, "temperature": 0, "seed": None}},
     ],
 )  # fmt: skip
 def test_key_stays_when_what_changes_does_not_decide_the_answer(request_of: RequestOf, free: dict[str, Any]) -> None:

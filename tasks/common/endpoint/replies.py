@@ -8,6 +8,7 @@ what it says only a short, redacted piece goes into messages and tables.
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ _HOPELESS = {401, 403, 404}  # the same for every question
 _NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached"}
 _MAX_REASON = 300
 _NO_KEY = "none"
+_MIN_KEY = 8  # a shorter one, such as EMPTY, is no secret, and would be cut out of ordinary words
+_MAX_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,11 @@ class Caller:
             return self._refusal(error, latency_s=time.monotonic() - started)
         except openai.APIConnectionError as error:
             raise self._broken_off(error) from None
+        except ReplyTooLongError:  # raised while the client reads, and none of the errors that it knows
+            limit = self._endpoint.max_answer_bytes
+            raise AttemptError(f"the reply is longer than {limit:,} bytes", "question", may_be_billed=True) from None
+        except openai.OpenAIError as error:
+            raise AttemptError(self._short(f"the request failed: {error}"), "question", may_be_billed=True) from None
         except (TypeError, ValueError) as error:  # generation parameters that the client does not know
             raise AttemptError(self._short(f"the request cannot be made: {error}"), "vlm") from None
         latency_s = time.monotonic() - started
@@ -142,7 +150,7 @@ class Caller:
     def _read(self, content: bytes, *, headers: httpx2.Headers, latency_s: float) -> Reply:
         try:
             body = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise AttemptError(
                 self._short(f"the reply is no JSON: {_text(content)!r}"), "passing", may_be_billed=True
             ) from None
@@ -161,10 +169,10 @@ class Caller:
             raise AttemptError(f"the answer is empty (finish_reason: {finish_reason})", "question", may_be_billed=True)
         usage = _mapping(body.get("usage"))
         return Reply(
-            output=self._redacted(output if output.strip() else str(refusal or "")),
-            served_model=body["model"] if isinstance(body.get("model"), str) else None,
-            finish_reason=CONTENT_FILTER if is_refusal else (str(finish_reason) if finish_reason else None),
-            request_id=_request_id(headers, body),
+            output=self._clean(output if output.strip() else str(refusal or "")),
+            served_model=self._name(body.get("model")),
+            finish_reason=CONTENT_FILTER if is_refusal else self._name(finish_reason),
+            request_id=self._name(_request_id(headers) or body.get("id")),
             latency_s=latency_s,
             prompt_tokens=_count(usage.get("prompt_tokens")),
             completion_tokens=_count(usage.get("completion_tokens")),
@@ -177,7 +185,7 @@ class Caller:
         if status == 400 and codes & _FILTER_CODES:
             return Reply(
                 output="", served_model=None, finish_reason=CONTENT_FILTER, latency_s=latency_s,
-                request_id=_request_id(error.response.headers, {}), prompt_tokens=None, completion_tokens=None,
+                request_id=self._name(_request_id(error.response.headers)), prompt_tokens=None, completion_tokens=None,
             )  # fmt: skip
         said = body.get("message") or _text(error.response.content)
         reason = self._short(f"HTTP {status}: {said}")
@@ -191,9 +199,6 @@ class Caller:
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__) is not None:
             chain.append(cause)
-        if any(isinstance(link, ReplyTooLongError) for link in chain):
-            limit = self._endpoint.max_answer_bytes
-            return AttemptError(f"the reply is longer than {limit:,} bytes", "question", may_be_billed=True)
         if any(isinstance(link, httpx2.ConnectError | httpx2.ConnectTimeout) for link in chain):
             return AttemptError(self._short(f"no connection to {self._endpoint.base_url}: {chain[-1]}"), "passing")
         kind = type(error.__cause__ or error).__name__
@@ -201,11 +206,17 @@ class Caller:
         return AttemptError(reason, "passing", may_be_billed=True)
 
     def _short(self, reason: str) -> str:
-        reason = " ".join(self._redacted(reason).split())
+        reason = " ".join(self._clean(reason).split())
         return reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + "..."
 
-    def _redacted(self, text: str) -> str:
-        return text.replace(self._api_key, "[key]") if self._api_key else text
+    def _name(self, value: object) -> str | None:
+        return self._clean(str(value))[:_MAX_REASON] if value else None
+
+    def _clean(self, text: str) -> str:
+        """Text that can be stored (no lone surrogates), without the key."""
+        text = text.encode("utf-8", "replace").decode()
+        is_secret = self._api_key is not None and len(self._api_key) >= _MIN_KEY
+        return text.replace(self._api_key, "[key]") if self._api_key and is_secret else text
 
 
 def _cap(max_bytes: int) -> Callable[[httpx2.Response], Awaitable[None]]:
@@ -247,22 +258,23 @@ def _joined(content: object) -> str:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+    return value if isinstance(value, int) and is_count else None
 
 
-def _request_id(headers: httpx2.Headers, body: dict[str, Any]) -> str | None:
-    found = headers.get("x-request-id") or headers.get("request-id") or body.get("id")
-    return str(found)[:200] if found else None
+def _request_id(headers: httpx2.Headers) -> str | None:
+    return headers.get("x-request-id") or headers.get("request-id")
 
 
 def _retry_after_s(headers: httpx2.Headers) -> float | None:
-    """`Retry-After` in seconds, from its number or its date."""
+    """`Retry-After` in seconds, from its number or its date; at most an hour."""
     value = headers.get("retry-after", "").strip()
+    seconds = None
     with contextlib.suppress(ValueError):
-        return max(0.0, float(value))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    return None
+        seconds = float(value)
+    with contextlib.suppress(ValueError, TypeError, IndexError):
+        seconds = parsedate_to_datetime(value).timestamp() - time.time() if seconds is None else seconds
+    return min(max(seconds, 0.0), _MAX_WAIT_S) if seconds is not None and math.isfinite(seconds) else None
 
 
 def _text(content: bytes) -> str:
