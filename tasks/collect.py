@@ -1,6 +1,7 @@
 """Stage `collect`: what each VLM of `params.yaml: vlms` answered, a table per pool.
 
-`collect.source` says where answers come from: `recorded` reads what somebody kept; `endpoint` asks each VLM at the
+`collect.source` says where answers come from: `recorded` reads what somebody kept; `table` does, too, from a csv, tsv,
+parquet or jsonl file whose columns `collect.table` names (`tasks/common/mapped.py`); `endpoint` asks each VLM at the
 endpoint of its block. An endpoint's answers go into the answer store first (`tasks/common/endpoint/answers.py`);
 nothing that has an answer there is asked again, and the tables are sealed from it. Which queries a VLM is asked
 (`benchmarks`, `sample` ... of its block) is decided alike for every source. A pair that is not in the tables was not
@@ -43,6 +44,7 @@ from tasks.common.endpoint.collection import (
 from tasks.common.endpoint.forecast import ASSUMED_LATENCY_S, Forecast, forecast
 from tasks.common.files import folder_written_whole
 from tasks.common.labelling import labels
+from tasks.common.mapped import TableMapping, read_outputs
 from tasks.common.params import load_section
 from tasks.common.stage import run_stage
 from tasks.common.tables import SCHEMAS, read_table, write_table
@@ -61,20 +63,24 @@ class CollectSettings:
     Attributes:
         source: where answers come from.
         folder: a recorded folder; None for the one that ARMS_REAL_DATA names.
+        table: with source `table`: the file, and what its columns are.
         max_error_share: of a VLM's questions, at most this share may end as error rows; above it the stage fails.
         budget_usd: what the answers of all VLMs may cost together, earlier runs' included; None for no limit.
         servers: endpoint name -> the command that starts its server where nothing listens; it is stopped afterwards.
         max_pixels: a picture with more is refused from its header.
     """
 
-    source: Literal["recorded", "endpoint"]
+    source: Literal["recorded", "endpoint", "table"]
     folder: str | None = None
+    table: TableMapping | None = None
     max_error_share: float = 0.02
     budget_usd: float | None = None
     servers: dict[str, str] = field(default_factory=dict)
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:
+        if (self.source == "table") != (self.table is not None):
+            raise ValueError("source: table goes with a section `table`, and no other source does")
         if not 0 <= self.max_error_share <= 1:
             raise ValueError(f"max_error_share must be from 0 to 1, not {self.max_error_share}")
         if self.budget_usd is not None and self.budget_usd < 0:
@@ -162,6 +168,9 @@ def body() -> None:
     if settings.source == "recorded":
         source = recorded.source_folder(settings.folder, where="collect.folder")
         answers = recorded_answers(source, queries=queries, vlms=vlms)
+    elif settings.table is not None:
+        outputs, where = read_outputs(settings.table), Path(settings.table.file)
+        answers = cut_to_what_is_asked(outputs, where=where, queries=queries, vlms=vlms)
     else:
         refuse_new_store_beside_sealed_answers()
         with AnswerStore() as store:

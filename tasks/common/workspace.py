@@ -3,10 +3,10 @@
     python -m tasks.common.workspace presets/real.yaml      # makes or updates workspaces/real, prints its path
 
 What git tracks, and what is new and not ignored, is copied into workspaces/<preset's name>; the preset becomes its
-params.yaml. Where the preset reads recorded outputs, the resolved folder is written into those params and the source
-files become dependencies of the stages that read them, in the workspace's dvc.yaml: the tracked dvc.yaml cannot name a
-path that only this machine has. A later call brings the copy up to date and leaves alone what the stages made there
-(dvc.lock, outputs, `.arms`), files whose content is the same, and the copy's `.dvc/cache`.
+params.yaml. Where the preset reads recorded outputs or a table, the resolved paths are written into those params and
+the source files become dependencies of the stages that read them, in the workspace's dvc.yaml: the tracked dvc.yaml
+cannot name a path that only this machine has. A later call brings the copy up to date and leaves alone what the stages
+made there (dvc.lock, outputs, `.arms`), files whose content is the same, and the copy's `.dvc/cache`.
 
 Why a copy and not DVC's own ways: docs/decisions/0001-workspaces.md.
 """
@@ -25,6 +25,7 @@ from ruamel.yaml.error import YAMLError
 
 from arms_model.errors import ConfigError
 from tasks.common.files import read_json, write_json, written_whole
+from tasks.common.mapped import source_paths
 from tasks.common.recorded import SOURCE_FILES, source_folder
 from tasks.common.stage import run_stage
 
@@ -91,16 +92,21 @@ def _tree(checkout: Path) -> list[str]:
 
 
 def _resolve_sources(params: Any, checkout: Path) -> dict[str, list[str]]:
-    """Write the absolute recorded folder into `params`; say which files of it each stage reads."""
+    """Write the absolute paths of recorded folders and tables into `params`; say which files each stage reads."""
     sources = {}
     for stage, names in SOURCE_FILES.items():
         section = params.get(stage) if isinstance(params, dict) else None
-        if not isinstance(section, dict) or section.get("source") != "recorded":
+        if not isinstance(section, dict):
             continue
-        given = section.get("folder")
-        folder = source_folder(str(checkout / given) if given else None, where=f"{stage}.folder")
-        section["folder"] = str(folder)
-        sources[stage] = [str(folder / name) for name in names]
+        if section.get("source") == "recorded":
+            given = section.get("folder")
+            folder = source_folder(str(checkout / given) if given else None, where=f"{stage}.folder")
+            section["folder"] = str(folder)
+            sources[stage] = [str(folder / name) for name in names]
+        elif section.get("source") == "table" and isinstance(section.get("table"), dict):
+            paths = source_paths(section["table"], checkout)
+            section["table"].update(paths)
+            sources[stage] = list(paths.values())
     return sources
 
 

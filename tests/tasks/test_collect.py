@@ -187,3 +187,27 @@ def test_output_file_that_is_no_parquet_is_named(recorded: Recorded) -> None:
     Path(recorded.folder / "outputs.parquet").write_bytes(b"PAR1 cut")
     with pytest.raises(DataError, match=r"outputs\.parquet is no readable parquet file"):
         read_outputs(recorded.folder)
+
+
+def test_answers_may_stand_in_a_table_of_somebodys_own(make_tree: MakeTree, recorded: Recorded, tmp_path: Path) -> None:
+    columns = {"query_id": "id", "vlm": "model", "output": "response", "reference_correct": "right"}
+    renamed = {"query_id": "id", "vlm": "model", "output": "response", "reference_correct": "right"}
+    recorded.outputs.rename(renamed).write_csv(tmp_path / "answers.csv")
+    tree = make_tree()
+    assert tree.stage("queries").returncode == 0
+    assert tree.stage("collect").returncode == 0
+    before = tree.sha256("collect")
+    params = tree.params()
+    params["collect"] = {"source": "table", "table": {"file": str(tmp_path / "answers.csv"), "columns": columns}}
+    tree.write_params(params)
+    result = tree.stage("collect")
+    assert result.returncode == 0, result.stderr
+    assert tree.sha256("collect") == before
+
+
+def test_source_table_and_its_section_go_together(make_tree: MakeTree) -> None:
+    tree = make_tree(collect={"source": "table"})
+    assert tree.stage("queries").returncode == 0
+    result = tree.stage("collect")
+    assert result.returncode == 2
+    assert "source: table goes with a section `table`" in result.stderr

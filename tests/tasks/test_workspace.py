@@ -156,3 +156,19 @@ def test_command_prints_the_folder_and_nothing_else(checkout: Path) -> None:
     result = subprocess.run([*command[:-1], "gone.yaml"], cwd=checkout, env=environment, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     assert "there is no gone.yaml" in result.stderr
+
+
+def test_tables_of_a_preset_become_deps_and_their_paths_absolute(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "presets/toy.yaml").write_text(
+        "queries: {source: table, table: {file: mine/q.csv, images: mine/pictures, columns: {query_id: id}}}\n"
+        f"collect: {{source: table, table: {{file: {tmp_path}/a.parquet, columns: {{query_id: id}}}}}}\n"
+    )
+    folder = _make(checkout)
+    params = _yaml(folder / "params.yaml")
+    mine = checkout.resolve() / "mine"
+    assert params["queries"]["table"] == {
+        "file": str(mine / "q.csv"), "images": str(mine / "pictures"), "columns": {"query_id": "id"},
+    }  # fmt: skip
+    stages = _yaml(folder / "dvc.yaml")["stages"]
+    assert stages["queries"]["deps"] == ["a.py", str(mine / "q.csv"), str(mine / "pictures")]
+    assert stages["collect"]["deps"] == ["a.py", str(tmp_path.resolve() / "a.parquet")]
