@@ -1,13 +1,18 @@
 """Stage `queries`: the query set and its pictures, copied in, so that all later stages read only what stands here.
 
-The one source so far is `recorded`: files that somebody else wrote (`tasks/common/recorded.py` says in which layout).
-All faults of the pictures are gathered before the stage stops, so that one run names them.
+Source `recorded`: files that somebody else wrote (`tasks/common/recorded.py` says in which layout). Source `sandbox`:
+questions of the embedded world, made from a seed by `python -m sandbox.questions`, then checked as if recorded. All
+faults of the pictures are gathered before the stage stops, so that one run names them.
 
 Run: `python -m tasks.queries`; reads the source, writes `queries/queries.parquet` and `queries/images/`.
 """
 
 import logging
+import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,22 +31,43 @@ FOLDER = Path("queries")
 
 
 @dataclass(frozen=True, kw_only=True)
+class SandboxSettings:
+    """Section `queries.sandbox`.
+
+    Attributes:
+        seed: another one gives other pictures and questions.
+        num_queries: how many questions; a larger number keeps the smaller one's.
+    """
+
+    seed: int
+    num_queries: int
+
+    def __post_init__(self) -> None:
+        if self.num_queries < 1:
+            raise ValueError(f"num_queries must be 1 or more, not {self.num_queries}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class QueriesSettings:
     """Section `queries`.
 
     Attributes:
         source: where queries come from.
         folder: a recorded folder; None for the one that ARMS_REAL_DATA names.
+        sandbox: what the sandbox makes; needed for its source only.
         max_pixels: a picture with more is refused from its header, before it is decoded.
     """
 
-    source: Literal["recorded"]
+    source: Literal["recorded", "sandbox"]
     folder: str | None = None
+    sandbox: SandboxSettings | None = None
     max_pixels: int = 100_000_000
 
     def __post_init__(self) -> None:
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels must be 1 or more, not {self.max_pixels}")
+        if self.source == "sandbox" and self.sandbox is None:
+            raise ValueError("source sandbox needs `sandbox: {seed: 0, num_queries: 1000}`")
 
 
 def write_query_set(source: Path, target: Path, *, max_pixels: int) -> pl.DataFrame:
@@ -82,11 +108,31 @@ def _copy_pictures(queries: pl.DataFrame, source: Path, target: Path, *, max_pix
         raise DataError(f"{source}: pictures that cannot be used, {recorded.named(faults, len(faults))}")
 
 
+@contextmanager
+def source_folder(settings: QueriesSettings) -> Iterator[Path]:
+    """The recorded folder that `settings` mean; the sandbox's is made here and gone afterwards.
+
+    Raises:
+        ConfigError: there is no such folder.
+        DataError: the sandbox could not make its questions.
+    """
+    if settings.sandbox is None or settings.source != "sandbox":
+        yield recorded.source_folder(settings.folder, where="queries.folder")
+        return
+    with tempfile.TemporaryDirectory(prefix="arms-sandbox-") as folder:
+        command = [sys.executable, "-m", "sandbox.questions", "--out", folder]
+        command += ["--seed", str(settings.sandbox.seed), "--num-queries", str(settings.sandbox.num_queries)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if result.returncode:
+            last = result.stderr.strip().splitlines()[-1:] or ["nothing said"]
+            raise DataError(f"the sandbox made no questions: {last[0]}; run `{' '.join(command)}` to see all of it.")
+        yield Path(folder)
+
+
 def body() -> None:
     """Read params, copy the query set, write it whole or not at all."""
     settings = load_section("queries", QueriesSettings)
-    source = recorded.source_folder(settings.folder, where="queries.folder")
-    with folder_written_whole(FOLDER) as target:
+    with source_folder(settings) as source, folder_written_whole(FOLDER) as target:
         queries = write_query_set(source, target, max_pixels=settings.max_pixels)
     for benchmark, count in queries.group_by("benchmark").len().sort("benchmark").iter_rows():
         log.info("%s: %d queries", benchmark, count)

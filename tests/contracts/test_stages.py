@@ -124,6 +124,19 @@ def test_deps_name_no_source_file_the_stage_does_not_import(stage: str, imports:
     assert not idle, f"{stage} does not import {idle}; a change there would rerun it for nothing"
 
 
+def test_queries_depend_on_what_makes_the_sandbox_questions_and_on_no_program() -> None:
+    # the stage runs `python -m sandbox.questions`, which its own imports do not show
+    graph = grimp.build_graph("sandbox")
+    module = "sandbox.questions"
+    files = {str(path) for name in graph.find_upstream_modules(module) | {module} if (path := _file(name))}
+    assert {dep for dep in STAGES_OF_DVC["queries"]["deps"] if dep.startswith("sandbox/")} == {
+        *files,
+        "sandbox/words.json",
+    }
+    others = [dep for stage in set(STAGES) - {"queries"} for dep in STAGES_OF_DVC[stage]["deps"]]
+    assert not [dep for dep in others if dep.startswith("sandbox/")]  # VLMs are asked, never depended on
+
+
 @pytest.mark.parametrize(
     "path", sorted(ROOT.glob("arms_model/**/__init__.py")) + sorted(ROOT.glob("tasks/**/__init__.py"))
 )

@@ -205,3 +205,34 @@ def test_same_source_gives_the_same_bytes(make_tree: MakeTree, recorded: Recorde
     recorded.write_queries(recorded.queries.reverse())
     tree.stage("queries")
     assert tree.sha256("queries") == before
+
+
+SANDBOX = {"source": "sandbox", "sandbox": {"seed": 3, "num_queries": 14}}
+
+
+def test_sandbox_questions_come_the_checked_way_and_always_the_same(make_tree: MakeTree) -> None:
+    tree = make_tree(queries=SANDBOX)
+    result = tree.stage("queries")
+    assert result.returncode == 0, result.stderr
+    assert "14 queries, 7 pictures" in result.stderr
+    assert tree.table("queries/queries")["image"].str.starts_with("reading/").sum() == 2
+    before = tree.sha256("queries")
+    assert tree.stage("queries", PYTHONHASHSEED="7").returncode == 0
+    assert tree.sha256("queries") == before
+
+
+def test_sandbox_source_without_its_settings_ends_the_stage_with_2(make_tree: MakeTree) -> None:
+    result = make_tree(queries={"source": "sandbox"}).stage("queries")
+    assert result.returncode == 2
+    assert "needs `sandbox: {seed: 0, num_queries: 1000}`" in result.stderr
+
+
+def test_sandbox_that_cannot_make_questions_ends_the_stage_with_1_and_its_last_line(make_tree: MakeTree) -> None:
+    tree = make_tree(queries=SANDBOX)
+    (tree.folder / "sandbox/words.json").write_text('{"names": ')
+    result = tree.stage("queries")
+    assert result.returncode == 1
+    assert "the sandbox made no questions" in result.stderr
+    assert "JSONDecodeError" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tree.folder / "queries").exists()
