@@ -26,6 +26,7 @@ MAX_JSON_BYTES = 1_000_000_000  # read whole
 MAX_LINE_BYTES = 200_000_000  # a line may carry a picture
 MAX_XLSX_BYTES = 400_000_000  # unpacked
 MAX_XLSX_CELLS = 50_000_000
+_PARQUET_ROWS = 256
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
 _TABLES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")
 _CELL = re.compile(rb"""\br\s*=\s*["']([A-Z]{1,3})?([0-9]{1,10})["']""")
@@ -113,7 +114,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return _read_separated(path, "\t" if kind == ".tsv" else ",")
     if kind == ".jsonl":
         return ((number, _without_nan(row)) for number, row in read_json_lines(path))
-    return _read_json_table(path) if kind == ".json" else _read_frame(path, kind)
+    return {".json": _read_json_table, ".parquet": _read_parquet, ".xlsx": _read_xlsx}[kind](path)
 
 
 def _read_separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -153,14 +154,22 @@ def _read_json_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     return ((number, _without_nan(row)) for number, row in enumerate(rows, start=1))
 
 
-def _read_frame(path: Path, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        if kind == ".parquet":
-            frame = pl.read_parquet(path)
-        else:
-            frame = fastexcel.read_excel(_checked_xlsx(path)).load_sheet(0, dtypes="string").to_polars()
+        table = pl.scan_parquet(path)
+        height = table.select(pl.len()).collect().item()
+        for start in range(0, height, _PARQUET_ROWS):  # it may hold pictures
+            rows = table.slice(start, _PARQUET_ROWS).collect().iter_rows(named=True)
+            yield from enumerate(rows, start=start + 1)
+    except (PolarsError, OSError) as error:
+        raise DataError(f"{path} is no readable parquet file ({_one_line(error)}); write it again.") from None
+
+
+def _read_xlsx(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        frame = fastexcel.read_excel(_checked_xlsx(path)).load_sheet(0, dtypes="string").to_polars()
     except (PolarsError, fastexcel.FastExcelError, OSError) as error:
-        raise DataError(f"{path} is no readable {kind[1:]} file ({_one_line(error)}); write it again.") from None
+        raise DataError(f"{path} is no readable xlsx file ({_one_line(error)}); write it again.") from None
     return enumerate(frame.iter_rows(named=True), start=1)
 
 

@@ -222,9 +222,10 @@ class Recording:
         """Raise DataError where faults were gathered; the first are named."""
         if self._faults:
             lines = "\n  ".join(self._faults[:_NUM_NAMED])
+            number = "1 fault" if len(self._faults) == 1 else f"{len(self._faults)} faults"
             raise DataError(
-                f"{len(self._faults)} faults, nothing was written.{remark} Correct the source (or leave those rows out "
-                f"of it) and run the same command again. The first:\n  {lines}"
+                f"{number}, nothing was written.{remark} Correct the source (or leave those rows out of it) and run "
+                f"the same command again. The first:\n  {lines}"
             )
 
     def finish(self, queries: pl.DataFrame | None, outputs: pl.DataFrame | None) -> None:
@@ -244,9 +245,9 @@ class Recording:
                 f"no query was found in the source ({len(self.left_out)} were left out); nothing was written."
             )
         all_queries = united(queries, taken, key=KEYS["queries"], but="image", what="queries")
-        answers = self._outputs.frame().filter(
-            ~pl.col("query_id").is_in(list(self.left_out)) | pl.col("query_id").is_in(all_queries["query_id"].implode())
-        )
+        known = set(all_queries["query_id"])
+        self.left_out = {query_id: reason for query_id, reason in self.left_out.items() if query_id not in known}
+        answers = self._outputs.frame().filter(~pl.col("query_id").is_in(list(self.left_out)))
         unknown = answers.join(all_queries, on="query_id", how="anti").select("query_id", "vlm")
         if unknown.height:
             rows = recorded.named(unknown.sort("query_id", "vlm").iter_rows(), unknown.height)

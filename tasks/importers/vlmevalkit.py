@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from arms_model.errors import ConfigError, DataError
+from tasks.importers.choices import answer_type
 from tasks.importers.command import make_parser, run_importer
 from tasks.importers.embedded import picture_bytes, texts
 from tasks.importers.reading import inside, read_rows
@@ -109,7 +110,6 @@ class _Dataset:
     def _query(self, query_id: str, row: dict[str, Any], answer: str) -> Query:
         choices = _choices(row)
         question = "\n".join(part for part in (_text(row, "hint"), _text(row, "question")) if part)
-        is_choice = bool(choices) and (answer in choices or bool(re.fullmatch("[A-Za-z]", answer.strip())))
         return Query(
             query_id=query_id,
             benchmark=self._benchmark,
@@ -118,7 +118,7 @@ class _Dataset:
             question=with_choices(question, choices),
             choices=choices or None,
             answer=answer.strip(),
-            answer_type="choice" if is_choice else "free",
+            answer_type=answer_type(answer.strip(), choices),
             licence=self._options.licence,
         )
 
