@@ -74,4 +74,6 @@ def _one_line(issue: Any, path: str) -> str:
     where = path + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in issue["loc"])
     if issue["type"] in ("missing", "missing_argument"):
         return f"{where}: missing; it has no default, so it must be set."
+    if issue["type"] == "value_error":  # from __post_init__: it names the value, and the input is the whole mapping
+        return f"{where}: {issue['msg'].removeprefix('Value error, ')}."
     return f"{where}: {issue['msg']}, got {issue['input']!r}."

@@ -205,9 +205,35 @@ def test_answers_may_stand_in_a_table_of_somebodys_own(make_tree: MakeTree, reco
     assert tree.sha256("collect") == before
 
 
-def test_source_table_and_its_section_go_together(make_tree: MakeTree) -> None:
+def test_source_table_needs_its_section(make_tree: MakeTree) -> None:
     tree = make_tree(collect={"source": "table"})
     assert tree.stage("queries").returncode == 0
     result = tree.stage("collect")
     assert result.returncode == 2
-    assert "source: table goes with a section `table`" in result.stderr
+    assert "source table needs `table: {file: ..., columns: {...}}`" in result.stderr
+
+
+def test_whole_benchmarks_are_asked_beside_the_sample(recorded: Recorded) -> None:
+    frame = read_queries(recorded.folder)
+    ids = asked(frame, _vlm(sample=7, whole_benchmarks=["counts"]))["query_id"]
+    of = ids.str.split("/").list.first().value_counts(sort=True).rows()
+    assert of[0] == ("counts", 30)
+    assert ids.len() == 37
+    restricted = asked(frame, _vlm(sample=7, whole_benchmarks=["counts"], benchmarks=["counts", "colours"]))
+    assert sorted(set(restricted["benchmark"])) == ["colours", "counts"]
+
+
+def test_sample_is_drawn_from_what_the_base_pool_answers_rightly(recorded: Recorded) -> None:
+    base = _vlm("toy-weak-1b")
+    new = _vlm(sample=5, sample_from="answered_by_base", pool="new")
+    answers = _collect(recorded, base, new)
+    right = recorded.outputs.filter((pl.col("vlm") == "toy-weak-1b") & pl.col("reference_correct"))["query_id"]
+    drawn = set(answers.filter(pl.col("vlm") == "toy-big")["query_id"])
+    assert len(drawn) == 5
+    assert drawn <= set(right)
+    assert answers.filter(pl.col("vlm") == "toy-weak-1b").height == 90
+
+
+def test_unknown_whole_benchmark_is_refused_by_name(recorded: Recorded) -> None:
+    with pytest.raises(ConfigError, match="whole_benchmarks: unknown benchmark 'count'; did you mean 'counts'"):
+        refuse_unknown_benchmarks([_vlm(whole_benchmarks=["count"])], {"counts", "colours"})

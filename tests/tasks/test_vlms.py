@@ -10,6 +10,10 @@ def _block(**fields: Any) -> dict[str, Any]:
     return {"name": "toy-a", "display_name": "Toy A", "provider": "Toy Lab", "pool": "base"} | fields
 
 
+def _endpoint(**settings: Any) -> dict[str, Any]:
+    return {"name": "lab", "base_url": "http://127.0.0.1:8000/v1", "model": "m"} | settings
+
+
 def test_vlms_come_sorted_by_name_whatever_their_order() -> None:
     blocks = [_block(name="c"), _block(name="a", pool="new"), _block(name="b")]
     assert [vlm.name for vlm in parse_vlms(blocks)] == ["a", "b", "c"]
@@ -34,6 +38,17 @@ def test_empty_new_pool_is_fine() -> None:
         ([_block(sample=0)], r"vlms\[0\].*sample must be 1 or more, not 0"),
         ([_block(released="2024-13")], r"vlms\[0\].*'YYYY-MM', not '2024-13'"),
         ([_block(name=" ")], r"vlms\[0\].*may not be empty"),
+        ([_block(endpoint=_endpoint(modell="m"))], r"vlms\[0\]\.endpoint\.modell: unknown key; did you mean 'model'\?"),
+        ([_block(endpoint={"name": "lab", "model": "m"})], r"vlms\[0\]\.endpoint\.base_url: missing"),
+        ([_block(endpoint=_endpoint(base_url="ftp://host/v1"))], r"base_url must be like https://host/v1"),
+        ([_block(endpoint=_endpoint(base_url="https://me:secret@host/v1"))], r"may not carry a key"),
+        ([_block(endpoint=_endpoint(prompt="Look!"))], r"prompt must name \{question\}"),
+        ([_block(endpoint=_endpoint(prompt="{question} {answer}"))], r"nothing but question, options, language"),
+        ([_block(endpoint=_endpoint(generation={"messages": []}))], r"generation may not set messages"),
+        ([_block(endpoint=_endpoint(concurrency=0))], r"concurrency must be more than 0, not 0"),
+        ([_block(endpoint=_endpoint(retries=-1))], r"retries may not be negative, not -1"),
+        ([_block(usd_per_call=-0.1)], r"usd_per_call may not be negative"),
+        ([_block(sample_from="answered_by_base")], r"answered_by_base is for VLMs of pool new"),
         ({"toy-a": {}}, r"vlms: expected a list of VLM blocks.*got dict"),
         (["toy-a"], r"vlms\[0\]: expected a mapping of settings, got str"),
         (None, r"vlms: expected a list of VLM blocks.*got NoneType"),
@@ -42,3 +57,31 @@ def test_empty_new_pool_is_fine() -> None:
 def test_vlm_blocks_are_refused_with_what_to_do(blocks: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_vlms(blocks)
+
+
+def test_message_about_a_url_with_a_key_does_not_repeat_the_key() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_vlms([_block(endpoint=_endpoint(base_url="https://me:hunter2hunter2@host/v1"))])
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "served", "is_taken"),
+    [
+        ("gpt-4o", "gpt-4o", True),
+        ("gpt-4o", "", True),
+        ("gpt-4o", "gpt-4o-2024-08-06", True),
+        ("gpt-4o", "gpt-4o-mini", False),
+        ("gpt-4o", "gpt-4o-mini-2024-07-18", False),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2.5-vl-7b-instruct", True),
+        ("gemini-1.5-flash", "models/gemini-1.5-flash-002", True),
+        ("claude-3-5-sonnet", "claude-3-5-sonnet@20240620", True),
+        ("llama", "llama:latest", True),
+        ("m", "fallback", True),  # served_as
+        ("m", "other", False),
+    ],
+)
+def test_reply_counts_for_the_asked_model_its_versions_and_served_as(asked: str, served: str, is_taken: bool) -> None:
+    endpoint = parse_vlms([_block(endpoint=_endpoint(model=asked, served_as=["fallback"]))])[0].endpoint
+    assert endpoint is not None
+    assert endpoint.is_answered_by(served) is is_taken
