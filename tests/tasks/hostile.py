@@ -68,6 +68,7 @@ _REPLIES: dict[str, Callable[[Asked], Reply]] = {
     "400": lambda asked: error(400, "This picture is not for us."),
     "404": lambda asked: error(404, "No such model.", code="model_not_found"),
     "non_json": lambda asked: Reply(b"<html>Welcome!</html>"),
+    "deep": lambda asked: Reply(b"[" * 100_000),
     "list": lambda asked: Reply(b"[1, 2]"),
     "no_choices": lambda asked: Reply(b'{"id": "chatcmpl-1", "choices": []}'),
     "empty_body": lambda asked: Reply(b""),

@@ -82,7 +82,7 @@ def api_key(vlm: Vlm) -> str | None:
     """The key of a VLM's endpoint.
 
     Raises:
-        ConfigError: the variable that should hold it is not set.
+        ConfigError: the variable that should hold it is not set, or holds what no header can carry.
     """
     variable = vlm.endpoint.api_key_variable if vlm.endpoint else None
     if variable is None:
@@ -92,6 +92,11 @@ def api_key(vlm: Vlm) -> str | None:
         raise ConfigError(
             f"vlms: {vlm.name}: the environment variable {variable} is not set; expected the key of "
             f"{vlm.endpoint.base_url if vlm.endpoint else ''} in it. Set it, and run the same command again."
+        )
+    if not (key.isascii() and key.isprintable()):  # the client's own error would show the key
+        raise ConfigError(
+            f"vlms: {vlm.name}: the environment variable {variable} holds a line break or another character that no "
+            "HTTP header can carry; expected one key. Set it anew, and run the same command again."
         )
     return key
 
