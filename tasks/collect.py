@@ -63,7 +63,7 @@ class CollectSettings:
     Attributes:
         source: where answers come from.
         folder: a recorded folder; None for the one that ARMS_REAL_DATA names.
-        table: with source `table`: the file, and what its columns are.
+        table: the file and what its columns are; needed for its source only.
         max_error_share: of a VLM's questions, at most this share may end as error rows; above it the stage fails.
         budget_usd: what the answers of all VLMs may cost together, earlier runs' included; None for no limit.
         servers: endpoint name -> the command that starts its server where nothing listens; it is stopped afterwards.
@@ -79,8 +79,8 @@ class CollectSettings:
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if (self.source == "table") != (self.table is not None):
-            raise ValueError("source: table goes with a section `table`, and no other source does")
+        if self.source == "table" and self.table is None:
+            raise ValueError("source table needs `table: {file: ..., columns: {...}}`")
         if not 0 <= self.max_error_share <= 1:
             raise ValueError(f"max_error_share must be from 0 to 1, not {self.max_error_share}")
         if self.budget_usd is not None and self.budget_usd < 0:
@@ -168,7 +168,7 @@ def body() -> None:
     if settings.source == "recorded":
         source = recorded.source_folder(settings.folder, where="collect.folder")
         answers = recorded_answers(source, queries=queries, vlms=vlms)
-    elif settings.table is not None:
+    elif settings.source == "table" and settings.table is not None:
         outputs, where = read_outputs(settings.table), Path(settings.table.file)
         answers = cut_to_what_is_asked(outputs, where=where, queries=queries, vlms=vlms)
     else:

@@ -1,12 +1,14 @@
 """Stage `queries`: the query set and its pictures, copied in, so that all later stages read only what stands here.
 
-Source `recorded`: files that somebody else wrote (`tasks/common/recorded.py` says in which layout). Source `sandbox`:
+Source `recorded`: files that somebody else wrote (`tasks/common/recorded.py` says in which layout). Source `table`: a
+csv, tsv, parquet or jsonl file whose columns `queries.table` names (`tasks/common/mapped.py`). Source `sandbox`:
 questions of the embedded world, made from a seed by `python -m sandbox.questions`, then checked as if recorded. All
 faults of the pictures are gathered before the stage stops, so that one run names them.
 
 Run: `python -m tasks.queries`; reads the source, writes `queries/queries.parquet` and `queries/images/`.
 """
 
+import argparse
 import logging
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from typing import Literal
 import polars as pl
 
 from arms_model.errors import DataError
-from tasks.common import recorded
+from tasks.common import mapped, recorded
 from tasks.common.files import folder_written_whole
 from tasks.common.params import load_section
 from tasks.common.stage import run_stage
@@ -54,12 +56,14 @@ class QueriesSettings:
     Attributes:
         source: where queries come from.
         folder: a recorded folder; None for the one that ARMS_REAL_DATA names.
+        table: the file and what its columns are; needed for its source only.
         sandbox: what the sandbox makes; needed for its source only.
         max_pixels: a picture with more is refused from its header, before it is decoded.
     """
 
-    source: Literal["recorded", "sandbox"]
+    source: Literal["recorded", "table", "sandbox"]
     folder: str | None = None
+    table: mapped.TableMapping | None = None
     sandbox: SandboxSettings | None = None
     max_pixels: int = 100_000_000
 
@@ -68,6 +72,8 @@ class QueriesSettings:
             raise ValueError(f"max_pixels must be 1 or more, not {self.max_pixels}")
         if self.source == "sandbox" and self.sandbox is None:
             raise ValueError("source sandbox needs `sandbox: {seed: 0, num_queries: 1000}`")
+        if self.source == "table" and self.table is None:
+            raise ValueError("source table needs `table: {file: ..., columns: {...}}`")
 
 
 def write_query_set(source: Path, target: Path, *, max_pixels: int) -> pl.DataFrame:
@@ -132,8 +138,12 @@ def source_folder(settings: QueriesSettings) -> Iterator[Path]:
 def body() -> None:
     """Read params, copy the query set, write it whole or not at all."""
     settings = load_section("queries", QueriesSettings)
-    with source_folder(settings) as source, folder_written_whole(FOLDER) as target:
-        queries = write_query_set(source, target, max_pixels=settings.max_pixels)
+    with folder_written_whole(FOLDER) as target:
+        if settings.source == "table" and settings.table is not None:
+            queries = mapped.write_query_set(settings.table, target, max_pixels=settings.max_pixels)
+        else:
+            with source_folder(settings) as source:
+                queries = write_query_set(source, target, max_pixels=settings.max_pixels)
     for benchmark, count in queries.group_by("benchmark").len().sort("benchmark").iter_rows():
         log.info("%s: %d queries", benchmark, count)
     log.info("%d queries, %d pictures", queries.height, queries["image"].n_unique())
@@ -141,6 +151,9 @@ def body() -> None:
 
 def main() -> int:
     """Run the stage; returns the exit code."""
+    argparse.ArgumentParser(
+        prog="python -m tasks.queries", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     return run_stage("queries", body)
 
 

@@ -236,3 +236,44 @@ def test_sandbox_that_cannot_make_questions_ends_the_stage_with_1_and_its_last_l
     assert "JSONDecodeError" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tree.folder / "queries").exists()
+
+
+def test_query_set_may_stand_in_a_table_of_somebodys_own(
+    make_tree: MakeTree, recorded: Recorded, tmp_path: Path
+) -> None:
+    columns = {"query_id": "id", "question": "prompt", "answer": "gold", "image": "picture"}
+    frame = recorded.queries.rename(columns).with_columns(pl.col("choices").list.join("|"))
+    kept = ("benchmark", "task", "answer_type", "choices", "image_group", "template", "licence")
+    frame.select(*columns.values(), *kept).write_csv(tmp_path / "mine.csv")
+    mapping = {
+        "file": str(tmp_path / "mine.csv"),
+        "columns": columns | {name: name for name in kept},
+        "constants": {"language": "en"},
+        "images": str(recorded.folder),
+    }
+    tree = make_tree(queries={"source": "table", "table": mapping})
+    result = tree.stage("queries")
+    assert result.returncode == 0, result.stderr
+    expected = read_queries(recorded.folder).drop("image").sort("query_id")
+    assert tree.table("queries/queries").drop("image").equals(expected)
+
+
+def test_source_table_needs_its_section() -> None:
+    with pytest.raises(ValueError, match="source table needs `table"):
+        QueriesSettings(source="table")
+
+
+def test_mapping_with_a_wrong_column_ends_the_stage_with_2(make_tree: MakeTree, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("id,prompt\n1,what\n")
+    mapping = {"file": str(tmp_path / "mine.csv"), "columns": {"query_id": "id", "question": "promt"}}
+    tree = make_tree(queries={"source": "table", "table": mapping})
+    result = tree.stage("queries")
+    assert result.returncode == 2
+    assert "queries.table: benchmark is missing" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_of_the_stage_tells_its_sources(make_tree: MakeTree) -> None:
+    result = make_tree().run("python", "-m", "tasks.queries", "--help")
+    assert result.returncode == 0
+    assert "Source `table`: a\ncsv, tsv, parquet or jsonl file" in result.stdout
