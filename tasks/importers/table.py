@@ -1,0 +1,110 @@
+"""A table of somebody's own into a recorded folder, so that several, and other formats, can stand in one query set.
+
+    python -m tasks.importers.table mapping.yaml --out recorded
+
+The mapping says which column is what, as `source: table` of the stages does (`tasks/common/mapped.py`); paths in it
+are relative to its own folder:
+
+    queries: {file: questions.parquet, columns: {query_id: id, question: prompt, answer: gold, image: picture},
+              constants: {benchmark: mine, task: reading, language: en, answer_type: free}}
+    collect: {file: answers.csv, columns: {query_id: id, vlm: model, output: response}}
+
+Either may be left out. Where one table is all there is, no folder is needed: see `queries.source: table`.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from arms_model.errors import ConfigError
+from arms_model.settings import parse
+from tasks.common import mapped, recorded
+from tasks.importers.command import make_parser, run_importer
+from tasks.importers.recording import Answer, Query, Recording
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mappings:
+    """The mapping file.
+
+    Attributes:
+        queries: the table of questions and pictures.
+        collect: the table of answers.
+    """
+
+    queries: mapped.TableMapping | None = None
+    collect: mapped.TableMapping | None = None
+
+    def __post_init__(self) -> None:
+        if self.queries is None and self.collect is None:
+            raise ValueError("name queries, collect, or both")
+
+
+def import_tables(options: argparse.Namespace, recording: Recording) -> None:
+    """Read the tables that a mapping names into `recording`."""
+    mappings = _read(options.mapping)
+    base = options.mapping.resolve().parent
+    if mappings.queries is not None:
+        _add_queries(_located(mappings.queries, base), options, recording)
+    if mappings.collect is not None:
+        answers = mapped.read_outputs(_located(mappings.collect, base)).rename(
+            {"imported_correct": "reference_correct"}
+        )
+        columns = [field.name for field in fields(Answer)]
+        for row in answers.select(columns).iter_rows(named=True):
+            recording.add_answer(Answer(**row))
+
+
+def _read(path: Path) -> Mappings:
+    try:
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(f"there is no file {path}; name the mapping.") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid YAML in UTF-8: {error}") from None
+    return parse(Mappings, values, path.name)
+
+
+def _located(mapping: mapped.TableMapping, base: Path) -> mapped.TableMapping:
+    images = None if mapping.images is None else str(base / mapping.images)
+    return replace(mapping, file=str(base / mapping.file), images=images)
+
+
+def _add_queries(mapping: mapped.TableMapping, options: argparse.Namespace, recording: Recording) -> None:
+    columns = [field.name for field in fields(Query)]
+    with tempfile.TemporaryDirectory(prefix="arms-table-") as folder:
+        queries = mapped.write_query_set(mapping, Path(folder), max_pixels=options.max_pixels)
+        for row in queries.iter_rows(named=True):
+            query = Query(**{name: row[name] for name in columns})
+            if options.licence and query.licence is None:
+                query = replace(query, licence=options.licence)
+            recording.add_query(query, Path(folder) / recorded.IMAGES / row["image"])
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = make_parser(
+        "table",
+        description=(
+            "A csv, tsv, parquet or jsonl table of your own, by a mapping of its columns (tasks/common/mapped.py says "
+            "how one is written). --language is not used here: the mapping says it."
+        ),
+        example="python -m tasks.importers.table mapping.yaml --out recorded",
+    )
+    command.add_argument("mapping", type=Path, help="a YAML file with the sections queries, collect, or both")
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Import what the command line names; returns the exit code."""
+    return run_importer("table", parser(), import_tables, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
