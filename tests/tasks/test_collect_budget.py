@@ -1,0 +1,131 @@
+"""Budgets of `collect`, counted at the server: never overrun, not spent twice, raised to go on.
+
+An answer has 10 tokens at $1,000 a million: $0.01. At most it could have 16: $0.016.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.tasks.asking import asked_twice, vlm, words
+
+if TYPE_CHECKING:
+    from tests.tasks.asking import AskingFolder
+    from tests.tasks.hostile import Hostile
+
+PRICE = {"usd_per_mtok_in": 0, "usd_per_mtok_out": 1000}
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_vlm_stops_before_the_call_that_could_overrun_its_budget(
+    asking: AskingFolder, server: Hostile, concurrency: int
+) -> None:
+    endpoint = {"concurrency": concurrency, "budget_usd": 0.1}
+    asking.prepare(vlm("paid", server.base_url, endpoint=endpoint, **PRICE), vlm("other", server.base_url, sample=40))
+    result = asking.collect()
+    assert result.returncode == 1
+    assert len(server.questions("paid")) == 9  # 0.09 + 0.016 would be more than 0.1
+    assert len(server.questions("other")) == 40
+    assert "paid: 81 of 90 questions without an answer" in words(result.stderr)
+    assert "paid: endpoint.budget_usd (spent so far: $0.0900)" in words(result.stderr)
+    assert "Traceback" not in result.stderr
+    assert not (asking.folder / "collect").exists()
+    assert asking.stored() == 49
+
+
+def test_budget_is_not_spent_again_and_a_raised_one_goes_on(asking: AskingFolder, server: Hostile) -> None:
+    asking.prepare(vlm("paid", server.base_url, sample=20, endpoint={"budget_usd": 0.1}, **PRICE))
+    assert asking.collect().returncode == 1
+    assert asking.collect().returncode == 1
+    assert len(server.asked) == 9
+    asking.prepare(vlm("paid", server.base_url, sample=20, endpoint={"budget_usd": 0.21}, **PRICE))
+    result = asking.collect()
+    assert result.returncode == 0
+    assert len(server.asked) == 20
+    assert asked_twice(server.questions("paid")) == []
+    assert asking.table()["cost_usd"].sum() == pytest.approx(0.2)
+    assert "$0.2000 spent" in result.stderr
+
+
+def test_run_stops_all_vlms_at_its_budget(asking: AskingFolder, server: Hostile) -> None:
+    asking.prepare(*(vlm(name, server.base_url, **PRICE) for name in ("one", "two", "three")), budget_usd=0.25)
+    for _ in range(2):
+        result = asking.collect()
+        assert result.returncode == 1
+        assert "collect.budget_usd" in words(result.stderr)
+        assert 0.01 * len(server.asked) <= 0.25
+    assert len(server.asked) == 24  # 0.24 + 0.016 would be more than 0.25
+    assert {"one", "two", "three"} == set(server.models())
+    asking.prepare(*(vlm(name, server.base_url, **PRICE) for name in ("one", "two", "three")), budget_usd=2.71)
+    assert asking.collect().returncode == 0
+    assert len(server.asked) == 270
+
+
+def test_budget_of_a_run_counts_what_earlier_runs_of_other_vlms_spent(asking: AskingFolder, server: Hostile) -> None:
+    first = vlm("first", server.base_url, sample=20, **PRICE)
+    asking.prepare(first, budget_usd=1.0)
+    assert asking.collect().returncode == 0
+    asking.prepare(first, vlm("second", server.base_url, sample=20, **PRICE), budget_usd=0.31)
+    assert asking.collect().returncode == 1
+    assert len(server.questions("second")) == 10
+
+
+def test_attempt_that_may_be_billed_counts_at_its_worst(asking: AskingFolder, server: Hostile) -> None:
+    server.script["paid"] = ["cut"]  # the answer was made, and most of it sent
+    asking.prepare(
+        vlm("paid", server.base_url, sample=20, endpoint={"budget_usd": 0.05, "retries": 0}, **PRICE),
+        max_error_share=1.0,
+    )
+    for _ in range(2):
+        assert asking.collect().returncode == 1
+    assert len(server.asked) == 3  # 3 x 0.016 = 0.048
+
+
+def test_refused_attempt_costs_nothing(asking: AskingFolder, server: Hostile) -> None:
+    server.script["paid"] = ["500"] * 3 + ["answer"]
+    asking.prepare(vlm("paid", server.base_url, sample=3, endpoint={"budget_usd": 0.04, "retries": 1}, **PRICE))
+    assert asking.collect().returncode == 0
+    assert asking.table()["cost_usd"].sum() == pytest.approx(0.03)
+
+
+def test_budget_without_a_price_asks_nobody_and_ends_with_2(asking: AskingFolder, server: Hostile) -> None:
+    asking.prepare(vlm("free", server.base_url), budget_usd=1.0)
+    result = asking.collect()
+    assert result.returncode == 2
+    assert "collect.budget_usd is set, but free has no price" in words(result.stderr)
+    assert server.asked == []
+
+
+def test_budget_with_answers_of_any_length_asks_nobody_and_ends_with_2(asking: AskingFolder, server: Hostile) -> None:
+    endpoint = {"budget_usd": 1.0, "generation": {"temperature": 0}}
+    asking.prepare(vlm("paid", server.base_url, endpoint=endpoint, **PRICE))
+    result = asking.collect()
+    assert result.returncode == 2
+    assert "may answer at any length" in words(result.stderr)
+    assert server.asked == []
+
+
+def test_price_by_picture_and_call_counts(asking: AskingFolder, server: Hostile) -> None:
+    asking.prepare(vlm("paid", server.base_url, sample=5, usd_per_image=0.02, usd_per_call=0.03, usd_per_mtok_in=100))
+    assert asking.collect().returncode == 0
+    assert asking.table()["cost_usd"].to_list() == pytest.approx([0.02 + 0.03 + 0.01] * 5)
+
+
+def test_dry_run_asks_nothing_and_says_what_would_be_spent(asking: AskingFolder, server: Hostile) -> None:
+    asking.prepare(
+        vlm("paid", server.base_url, sample=20, **PRICE), vlm("free", server.base_url, sample=7), budget_usd=9
+    )
+    result = asking.collect("--dry-run", COLUMNS="200")
+    assert result.returncode == 0
+    assert server.asked == []
+    assert not (asking.folder / "collect").exists()
+    assert "27 questions would be asked" in words(result.stdout)
+    assert "$0.32 at most" in words(result.stdout)
+    asking.prepare(vlm("paid", server.base_url, sample=20, **PRICE), vlm("free", server.base_url, sample=7))
+    assert asking.collect().returncode == 0
+    asking.prepare(vlm("paid", server.base_url, sample=30, **PRICE), vlm("free", server.base_url, sample=7))
+    result = asking.collect("--dry-run", COLUMNS="200")
+    assert "10 questions would be asked: $0.10 expected" in words(result.stdout)  # by what answers cost so far
+    assert len(server.asked) == 27
