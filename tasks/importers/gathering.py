@@ -7,6 +7,7 @@ import polars as pl
 
 from arms_model.errors import DataError
 from tasks.common.recorded import named
+from tasks.importers.embedded import encodable
 
 _ROWS_A_CHUNK = 20_000
 _NUM_NAMED = 20
@@ -22,7 +23,7 @@ class Rows:
 
     def append(self, row: dict[str, Any]) -> None:
         """Take a row; columns that the schema does not name are left out."""
-        self._rows.append({name: _encodable(row[name]) for name in self._schema})
+        self._rows.append({name: encodable(row[name]) for name in self._schema})
         if len(self._rows) >= _ROWS_A_CHUNK:
             self._close_chunk()
 
@@ -34,19 +35,6 @@ class Rows:
     def _close_chunk(self) -> None:
         self._chunks.append(pl.DataFrame(self._rows, schema=self._schema))
         self._rows = []
-
-
-def _encodable(value: Any) -> Any:
-    """Text without half surrogate pairs, which JSON can carry and UTF-8 cannot; all else as it is."""
-    if isinstance(value, list):
-        return [_encodable(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value
 
 
 def united(old: pl.DataFrame | None, new: pl.DataFrame, *, key: list[str], but: str | None, what: str) -> pl.DataFrame:

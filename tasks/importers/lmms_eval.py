@@ -7,7 +7,8 @@ prompt), target (the gold), filtered_resps and, where it differs, resps (the raw
 set's own parquet files (--dataset, whose k-th row is doc_id k), or from a folder (--images), where the file is named by
 a field of doc (--image-field), or else by doc_id. A data set that is not the logs' own is noticed by its questions.
 
-Left out and counted: queries with no or several pictures, or several golds, and answers by likelihood, not by text.
+Left out and counted: queries with no or several pictures, answers by likelihood instead of text, and queries with
+several golds, unless --metric names the log's own right or wrong, which then is all that is kept of the answer.
 """
 
 import argparse
@@ -75,9 +76,11 @@ def _take(
     query_id = f"{log.benchmark}/{doc_id}"
     doc = _doc(row, doc_id, options, dataset)
     golds = texts(row.get("target") if options.answer_field is None else doc.get(options.answer_field))
-    output = _output(row)
-    if len(golds) != 1:
-        recording.leave_out(query_id, "several gold answers, so not exact match" if golds else "no gold answer")
+    output, verdict = _output(row), _verdict(row, options.metric)
+    if not golds or (len(golds) > 1 and verdict is None):
+        recording.leave_out(
+            query_id, "several gold answers, and no right or wrong by a metric" if golds else "no gold answer"
+        )
         return
     if output is None:
         recording.leave_out(query_id, "no answer as text (answers by likelihood)")
@@ -96,9 +99,9 @@ def _take(
             picture if isinstance(picture, StoredPicture) else recording.store_picture(picture, name=query_id)
         )
     recording.add_query(query, stored[query_id])
-    recording.add_answer(
-        Answer(query_id=query_id, vlm=log.vlm, output=output, reference_correct=_verdict(row, options.metric))
-    )
+    if len(golds) > 1:  # one gold cannot tell, so what the metric says is all that is kept
+        output = None
+    recording.add_answer(Answer(query_id=query_id, vlm=log.vlm, output=output, reference_correct=verdict))
 
 
 def _query(

@@ -21,6 +21,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from arms_model.errors import ConfigError, DataError
+from tasks.importers.embedded import encodable
 
 MAX_JSON_BYTES = 1_000_000_000  # read whole
 MAX_LINE_BYTES = 200_000_000  # a line may carry a picture
@@ -29,6 +30,7 @@ MAX_XLSX_CELLS = 50_000_000
 _PARQUET_ROWS = 256
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
 _TABLES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _CELL = re.compile(rb"""\br\s*=\s*["']([A-Z]{1,3})?([0-9]{1,10})["']""")
 
 
@@ -63,7 +65,7 @@ def read_json(path: Path) -> Any:
     """
     with _opened(path, most=MAX_JSON_BYTES) as handle:
         try:
-            return json.loads(handle.read())
+            return _parsed(handle.read())
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: {_form_fault(error)}") from None
         except (ValueError, RecursionError) as error:
@@ -80,7 +82,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _parsed(line)
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}, line {number}: no whole JSON object ({_one_line(error)}); the file is cut off or damaged, "
@@ -252,6 +254,12 @@ def _form_fault(error: Exception) -> str:
 
 def _one_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text."""
+    value = json.loads(text)
+    return encodable(value) if _HALF_PAIR.search(text) else value
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:

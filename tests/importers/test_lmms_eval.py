@@ -187,6 +187,17 @@ def test_queries_we_cannot_use_are_left_out_and_counted(
     assert recorded.read_queries(tmp_path / "out").height == 2
 
 
+def test_of_several_golds_only_the_metric_is_kept(tmp_path: Path, lines: Any, images: Path, run_importer: Any) -> None:
+    lines[1]["target"] = "['4', 'four']"
+    log = _write_log(tmp_path / "vlm-a" / LOG, lines[1:])
+    run = run_importer(main, log, "--images", images, "--metric", "exact_match", "--out", tmp_path / "out")
+    assert run.code == 0, run.err
+    outputs = recorded.read_outputs(tmp_path / "out")
+    assert outputs.select("output", "imported_correct").rows() == [(None, False)]
+    run = run_importer(main, log, "--images", images, "--metric", "acc", "--out", tmp_path / "other")
+    assert (run.code, "no metric 'acc'" in run.err) == (1, True)
+
+
 @pytest.mark.parametrize(("base", "gold"), [(0, "1"), (1, "2")])
 def test_golds_may_count_the_choices(
     base: int, gold: str, tmp_path: Path, lines: Any, images: Path, run_importer: Any
