@@ -1,6 +1,6 @@
 # The verbs. Works from a fresh clone with git, make and Python 3.11 or newer; all else is installed into .uv and .venv.
 .DEFAULT_GOAL := help
-.PHONY: help install check test real crossfit clean
+.PHONY: help install run check test real crossfit clean
 
 PYTHON ?= python3
 # uv: the one on the path if it starts, else one of the project's own
@@ -13,6 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without byte code every import compiles anew
 unexport VIRTUAL_ENV PYTHONPATH
 
 help:
+	@echo "make run      install, run the pipeline in the sandbox (no key, no network, no GPU), print the result table"
 	@echo "make test     install, then run the whole test suite"
 	@echo "make check    install, then lint, format check, types, import rules, spelling"
 	@echo "make real     run the pipeline on recorded real outputs (set ARMS_REAL_DATA) and print the result table"
@@ -29,6 +30,18 @@ install: .venv/.installed
 .uv/bin/uv:
 	@$(PYTHON) -m venv .uv
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+run: export HF_HUB_OFFLINE := 1
+run: install
+	@dvc repro
+	@python -m tasks.cascade_eval --show
+	@echo
+	@echo "The sandbox's VLMs are small programs: these figures show that the loop works and claim nothing about real VLMs."
+	@echo "Next, with .venv/bin on your PATH:"
+	@echo "  dvc metrics show                      metrics of every train stage and of the evaluation"
+	@echo "  python -m tasks.collect --dry-run     what collecting would ask, spend and take, per VLM"
+	@echo "  edit params.yaml, then dvc repro      add a block under vlms: only the new pool's stages run, only it is asked"
+	@echo "  make real                             recorded outputs of 35 real VLMs (set ARMS_REAL_DATA)"
 
 check: install
 	@ruff check --quiet

@@ -172,8 +172,9 @@ def quick_params(recorded: Path) -> dict[str, Any]:
     """The checkout's params, cut down: toy VLMs, encoders that need no weights, a handful of training steps."""
     params: dict[str, Any] = YAML(typ="safe").load((CHECKOUT / "params.yaml").read_text())
     params["vlms"] = BLOCKS
-    params["queries"] |= {"folder": str(recorded)}
-    params["collect"] |= {"folder": str(recorded)}
+    params["queries"] = {"source": "recorded", "folder": str(recorded)}
+    params["collect"] = {"source": "recorded", "folder": str(recorded)}
+    params["split"]["ood"] = {"benchmarks": [], "tasks": []}
     params["embed"] |= {"questions": {"surface": {"kind": "surface"}}, "pictures": {"pixels": {"kind": "pixels"}}}
     for stage in ("train_base", "train_independent"):
         params[stage] = {
