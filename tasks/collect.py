@@ -247,7 +247,9 @@ def restore() -> None:
             )
         )
     with AnswerStore() as store:
-        num_new = store.add_all(answers)
+        known = store.answers(answer.key for answer in answers)  # there under the served model's name, not sealed
+        there = {(answer.key, answer.output) for kept_answers in known.values() for answer in kept_answers}
+        num_new = store.add_all(answer for answer in answers if (answer.key, answer.output) not in there)
     log.info("%d answers restored to %s, %d were there already", num_new, STORE, len(answers) - num_new)
 
 
