@@ -50,11 +50,11 @@ class Runs:
         self.suite = suite
         colours = {"red": False, "green": True, "blue": False}
         perturbed = {"perturbation": {"name": "typos"}}
-        wrong_wording = _instance(0, "Wich colour?", colours, **perturbed)
+        perturbed_state = _instance(0, "Which  colour?", colours, **perturbed)
         self.choice = [
             _state(_instance(0, "Which colour?", colours), " B"),
             _state(_instance(1, "Which shade?", colours), None),
-            _state(wrong_wording, "A"),
+            _state(perturbed_state, "A"),
             _state(_instance(2, "Which hue?", colours), "A", train_trial_index=1),
         ]
         self.free = [
