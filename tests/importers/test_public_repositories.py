@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
@@ -18,6 +18,9 @@ from ruamel.yaml import YAML
 
 from tasks.common import recorded
 from tasks.importers import blindtest, dynamath, mathv, visonlyqa
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeTree
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {"mathv": mathv, "visonlyqa": visonlyqa, "dynamath": dynamath, "blindtest": blindtest}
@@ -455,3 +458,22 @@ def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> N
         MODULES[name].main(["--help"])
     assert caught.value.code == 0
     assert f"python -m tasks.importers.{name} ~/clones/" in capsys.readouterr().out
+
+
+def test_all_four_come_into_one_folder_and_through_the_stages(tmp_path: Path, make_tree: MakeTree) -> None:
+    for name, write in WRITE.items():
+        assert _run(name, write(tmp_path / name), tmp_path / "imported") == 0
+    folder = tmp_path / "imported/recorded"
+    names = recorded.read_outputs(folder)["vlm"].unique().sort().to_list()
+    vlms = [{"name": name, "display_name": name, "provider": "Lab", "pool": "base"} for name in names]
+    source = {"source": "recorded", "folder": str(folder)}
+    tree = make_tree(queries=source, collect=source, vlms=vlms)
+    for stage in ("queries", "collect", "label"):
+        result = tree.stage(stage)
+        assert result.returncode == 0, result.stderr
+    assert set(tree.table("queries/queries")["benchmark"]) == {"MATH-Vision", "VisOnlyQA", "DynaMath", "BlindTest"}
+    labels = tree.table("label/base")
+    assert labels.height == recorded.read_outputs(folder).height
+    ours = labels.join(recorded.read_outputs(folder), on=["query_id", "vlm"])
+    judged = ours.filter(pl.col("query_id").str.starts_with("mathv/") & (pl.col("vlm") == "qwen-vl-max"))
+    assert judged["correct"].to_list() == judged["imported_correct"].to_list()
