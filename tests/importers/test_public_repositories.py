@@ -130,7 +130,7 @@ def write_blindtest(clone: Path) -> Path:
             f"CircledWord/images/Word/{vlm}/Which letter is being circled/{verdict}/text_image_0a.png": 3,
             f"CircledWord/images/Word/{vlm}/Which letter is being circled/{verdict}/text_image_0b.png": 30,
             f"CountingCircles/images/circles/Count-prompt/{vlm}/{verdict}/x_count_1_numCircles_6_black_0.png": 4,
-            f"CountingCircles/images/pentagons/Count-prompt/{vlm}/{verdict}/x_count_side_0.05_numCircles_7_black_2.png": 5,
+            f"CountingCircles/images/pentagons/Count-prompt/{vlm}/{verdict}/count_side_0.05_numCircles_7_black.png": 5,
             f"NestedSquares/images/count-prompt/{vlm}/{verdict}/nested_squares_depth_4_image_1_thickness_2.png": 6,
             f"CountingRowsAndColumns/images/CountRC-prompt/{vlm}/{verdict}/x_grid_8x9_500_10.png_blank.png": 7,
             f"CountingRowsAndColumns/images/CountRC-prompt/{vlm}/{verdict}/x_text_grid_3x4_500_10.png_text.png": 8,
