@@ -38,6 +38,7 @@ from tasks.common.endpoint.collection import (
     answered_by_base,
     collect_answers,
     first_asked,
+    refuse_unpriced_budgets,
     refuse_without_endpoints,
     standing,
 )
@@ -191,6 +192,7 @@ def dry_run() -> None:
     if settings.source != "endpoint":
         raise ConfigError(f"--dry-run: collect.source is '{settings.source}', which asks nobody.")
     refuse_without_endpoints(vlms)
+    refuse_unpriced_budgets(vlms, settings.limits)
     refuse_new_store_beside_sealed_answers()
     questions, first = Questions(queries, images=IMAGES, max_pixels=settings.max_pixels), first_asked(vlms)
     with AnswerStore() as store:

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from arms_model.settings import parse
 from tasks.collect import CollectSettings
+from tasks.common.endpoint.collection import refuse_unpriced_budgets
 from tasks.common.mapped import QUERIES
 from tasks.common.vlms import Vlm, parse_vlms
 from tasks.importers.table import Mappings
@@ -44,7 +45,7 @@ def test_paid_vlms_are_asked_7000_answered_queries_and_all_of_the_benchmark_held
     held_out = params["split"]["ood"]["benchmarks"]
     for vlm in vlms:
         if vlm.pool == "base":
-            assert (vlm.sample, vlm.benchmarks, vlm.is_priced) == (None, None, False)
+            assert (vlm.sample, vlm.benchmarks, vlm.usd_per_call, vlm.usd_per_mtok_in) == (None, None, 0.0, None)
         else:
             assert (vlm.sample, vlm.sample_from, vlm.whole_benchmarks) == (7000, "answered_by_base", held_out)
             assert vlm.is_priced
@@ -55,6 +56,12 @@ def test_every_vlm_has_an_endpoint_of_its_own_name_and_asks_the_same(vlms: list[
     assert len({endpoint.name for endpoint in endpoints}) == len(vlms) == 7
     assert len({(e.prompt, str(e.generation), e.max_side, e.system) for e in endpoints}) == 1
     assert {e.api_key_variable for e in endpoints} == {None, "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"}
+
+
+def test_budgets_can_be_held(vlms: list[Vlm], params: Any) -> None:
+    settings = parse(CollectSettings, params["collect"], "collect")
+    assert settings.budget_usd is not None
+    refuse_unpriced_budgets(vlms, settings.limits)
 
 
 def test_budgets_add_up(vlms: list[Vlm], params: Any) -> None:

@@ -198,6 +198,15 @@ def refuse_without_endpoints(vlms: Sequence[Vlm]) -> None:
         )
 
 
+def refuse_unpriced_budgets(vlms: Sequence[Vlm], limits: Limits) -> None:
+    """Raise ConfigError where a budget is set that cannot be held, since a VLM's price or length is not known."""
+    for vlm in vlms:
+        if _endpoint(vlm).budget_usd is not None:
+            refuse_budget_without_prices(vlm, where=f"vlms: {vlm.name}: endpoint.budget_usd")
+        if limits.budget_usd is not None:
+            refuse_budget_without_prices(vlm, where="collect.budget_usd")
+
+
 def _collected(
     vlms: Sequence[Vlm], questions: Questions, answered: set[str], before: Sequence[Standing], *, store: AnswerStore,
     limits: Limits,
@@ -209,7 +218,9 @@ def _collected(
             raise DataError(f"vlms: {vlm.name}: its block asks none of the queries; correct its benchmarks or sample.")
     standings = [standing(vlm, requests[vlm.name], store) for vlm in vlms]
     to_ask = [each.vlm for each in standings if each.pending]
-    _refuse_what_cannot_be_asked(to_ask, limits)
+    refuse_unpriced_budgets(to_ask, limits)
+    for vlm in to_ask:
+        api_key(vlm)  # a missing one stops the run before anything is asked
     if to_ask:
         endpoints = [_endpoint(vlm) for vlm in to_ask]
         with asking_alone(store.path, [(endpoint.name, endpoint.model) for endpoint in endpoints]):
@@ -246,15 +257,6 @@ def _ask(all_standings: Sequence[Standing], names: set[str], *, store: AnswerSto
     spent_usd = sum(each.spent_usd for each in all_standings)
     with running(limits.servers, [plan.endpoint for plan in plans]):
         return ask_all(plans, store=store, budget_usd=limits.budget_usd, spent_usd=spent_usd)
-
-
-def _refuse_what_cannot_be_asked(vlms: Sequence[Vlm], limits: Limits) -> None:
-    for vlm in vlms:
-        api_key(vlm)
-        if _endpoint(vlm).budget_usd is not None:
-            refuse_budget_without_prices(vlm, where=f"vlms: {vlm.name}: endpoint.budget_usd")
-        if limits.budget_usd is not None:
-            refuse_budget_without_prices(vlm, where="collect.budget_usd")
 
 
 def _report(standings: Sequence[Standing]) -> None:

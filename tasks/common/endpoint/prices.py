@@ -76,7 +76,7 @@ def refuse_budget_without_prices(vlm: Vlm, *, where: str) -> None:
     if not vlm.is_priced:
         raise ConfigError(
             f"{where} is set, but {vlm.name} has no price; write one of {', '.join(PRICES)} into its block "
-            "(usd_per_call: 0 where it costs nothing), or set no budget."
+            "(`usd_per_call: 0` where it costs nothing), or set no budget."
         )
     if vlm.usd_per_mtok_out and vlm.endpoint is not None and vlm.endpoint.max_tokens is None:
         raise ConfigError(
