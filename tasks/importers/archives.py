@@ -5,6 +5,7 @@ is out of all proportion (a zip bomb) are refused. What is written is counted to
 """
 
 import contextlib
+import io
 import lzma
 import tarfile
 import tempfile
@@ -14,14 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from arms_model.errors import DataError
+from tasks.common.files import full_disk_reason
 
 MAX_FILES = 1_000_000
 MAX_BYTES = 100_000_000_000
 MAX_RATIO = 200  # unpacked to packed bytes of a whole archive; text packs to a tenth, pictures hardly at all
 _HARMLESS_BYTES = 100_000_000  # below it any ratio will do
 _CHUNK = 1 << 20
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
-
+_TAR_END = 1024  # bytes, all 0
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
 _BAD_NAMES = (FileExistsError, IsADirectoryError, NotADirectoryError)  # one name is a file and a folder
 
 
@@ -60,6 +62,8 @@ def unpack(path: Path, target: Path) -> None:
     except _BAD_NAMES as error:
         raise DataError(f"{path} holds a name that cannot be a file ({error}); unpack it yourself.") from None
     except _DAMAGED as error:
+        if full_disk_reason(error):
+            raise
         raise DataError(f"{path} is damaged or refused ({error}); fetch it again.") from None
 
 
@@ -122,3 +126,12 @@ def _unpack_tar(path: Path, target: Path) -> None:
                 )
             allowance.take(member.size, 1)
             archive.extract(member, target, filter="data")
+        if isinstance(archive.fileobj, io.BufferedReader) and not _has_end(path):
+            raise DataError(f"{path} is cut off: a tar ends with empty blocks; fetch it again.")
+
+
+def _has_end(path: Path) -> bool:
+    """Whether a tar that is not packed ends as it should; a packed one notices by itself that it was cut."""
+    with path.open("rb") as handle:
+        handle.seek(-min(_TAR_END, path.stat().st_size), io.SEEK_END)
+        return handle.read() == bytes(_TAR_END)

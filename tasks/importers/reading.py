@@ -12,6 +12,7 @@ import math
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -28,6 +29,7 @@ MAX_LINE_BYTES = 200_000_000  # a line may carry a picture
 MAX_XLSX_BYTES = 400_000_000  # unpacked
 MAX_XLSX_CELLS = 50_000_000
 _PARQUET_ROWS = 256
+_NO_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
 _TABLES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
@@ -193,7 +195,7 @@ def _checked_xlsx(path: Path) -> bytes:
                 if _num_cells(content) > MAX_XLSX_CELLS:
                     raise DataError(f"{path}: a sheet spans more than {MAX_XLSX_CELLS:,} cells; it is no result file.")
                 sink.writestr(member.filename, content)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+    except _NO_ZIP as error:
         raise DataError(f"{path} is no whole xlsx file ({_one_line(error)}); write it again.") from None
     return clean.getvalue()
 

@@ -129,20 +129,28 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         unpack(path, tmp_path / "target")
 
 
-@pytest.mark.parametrize("packing", ["zip", "gz", "xz", "bz2"])
+@pytest.mark.parametrize("packing", ["zip", "", "gz", "xz", "bz2"])
 def test_truncated_archive_is_refused(packing: str, tmp_path: Path) -> None:
     content = bytes(range(256)) * 200
     path = tmp_path / "data"
     if packing == "zip":
         _zip(path, {"a": content})
     else:
-        _tar(path, [_member("a")], content, packing=packing)
+        _tar(path, [_member("a"), _member("b"), _member("c")], content, packing=packing)
     whole = path.read_bytes()
-    for share in (0.3, 0.9):
+    for share in (0.3, 0.6, 0.9):
         (tmp_path / f"target{share}").mkdir()
         path.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(DataError, match=r"damaged|no zip or tar"):
+        with pytest.raises(DataError, match=r"damaged|no zip or tar|cut off"):
             unpack(path, tmp_path / f"target{share}")
+
+
+def test_tar_that_was_cut_between_two_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    path = _tar(tmp_path / "a.tar", [_member("a"), _member("b")], bytes(range(256)) * 2, packing="")
+    path.write_bytes(path.read_bytes()[:1024])  # the first file's header and content
+    with pytest.raises(DataError, match="cut off"):
+        unpack(path, tmp_path / "target")
 
 
 def test_name_that_is_a_file_and_a_folder_is_refused(tmp_path: Path) -> None:
