@@ -101,7 +101,17 @@ def _take(
     recording.add_query(query, stored[query_id])
     if len(golds) > 1:  # one gold cannot tell, so what the metric says is all that is kept
         output = None
-    recording.add_answer(Answer(query_id=query_id, vlm=log.vlm, output=output, reference_correct=verdict))
+    tokens = _tokens(row)
+    recording.add_answer(
+        Answer(
+            query_id=query_id,
+            vlm=log.vlm,
+            output=output,
+            reference_correct=verdict,
+            prompt_tokens=tokens.get("input_tokens"),
+            completion_tokens=tokens.get("output_tokens"),
+        )
+    )
 
 
 def _query(
@@ -205,6 +215,13 @@ def _output(row: dict[str, Any]) -> str | None:
     while isinstance(value, list) and value:
         value = value[0]
     return value if isinstance(value, str) else None
+
+
+def _tokens(row: dict[str, Any]) -> dict[str, Any]:
+    """The counts of the one request, which newer versions log where the model's server reports them."""
+    counts = row.get("token_counts")
+    counts = counts[0] if isinstance(counts, list) and len(counts) == 1 else counts
+    return counts if isinstance(counts, dict) else {}
 
 
 def _prompt(row: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ def lines() -> list[dict[str, Any]]:
             "resps": ["The answer is B."],
             "input": "Which colour?\nA. red\nB. green\nAnswer with the letter.",
             "doc_hash": "00",
+            "token_counts": [{"input_tokens": 70, "output_tokens": 5}],
             "exact_match": 1.0,
         },
         {
@@ -40,6 +41,7 @@ def lines() -> list[dict[str, Any]]:
             "filtered_resps": "4",
             "input": "How many squares?",
             "doc_hash": "01",
+            "token_counts": [None],
             "exact_match": 0.0,
         },
     ]
@@ -90,8 +92,8 @@ def test_logs_become_a_recorded_folder(
     assert queries["choices"].to_list() == [["red", "green"], None]
     assert [(tmp_path / "out" / image).read_bytes() for image in queries["image"]] == [picture(0), picture(1)]
     outputs = recorded.read_outputs(tmp_path / "out")
-    assert outputs.select("vlm", "output", "imported_correct").rows() == [
-        ("vlm-a", "The answer is B.", True), ("vlm-a", "4", False),
+    assert outputs.select("vlm", "output", "imported_correct", "prompt_tokens", "completion_tokens").rows() == [
+        ("vlm-a", "The answer is B.", True, 70, 5), ("vlm-a", "4", False, None, None),
     ]  # fmt: skip
 
 
