@@ -64,16 +64,16 @@ def _listens(url: str) -> bool:
 def _server(name: str, command: str, *, url: str) -> Iterator[None]:
     LOGS.mkdir(parents=True, exist_ok=True)
     output = LOGS / f"{name}.log"
-    words = shlex.split(command)
-    if words[0] == "python":  # the one that runs this stage, whatever the path says
-        words[0] = sys.executable
     with output.open("wb") as handle:
         try:
+            words = shlex.split(command)
+            if words[0] == "python":  # the one that runs this stage, whatever the path says
+                words[0] = sys.executable
             process = subprocess.Popen(  # noqa: S603 - the user's own command
                 words, stdin=subprocess.DEVNULL, stdout=handle, stderr=handle, start_new_session=True,
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"collect.servers.{name}: cannot start {command!r} ({error}); correct the command."
             ) from None
