@@ -8,10 +8,13 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from arms_model.errors import ConfigError
 from arms_model.pictures import DEFAULT_MAX_PIXELS
 from tasks.common import recorded
 from tasks.common.stage import run_stage
 from tasks.importers.recording import Recording, recording
+
+_PICTURE_FOLDERS = ("images", "media")  # options of importers
 
 
 def make_parser(module: str, *, description: str, example: str) -> argparse.ArgumentParser:
@@ -75,6 +78,10 @@ def run_importer(
     options = parser.parse_args(argv)
 
     def run() -> None:
+        for name in _PICTURE_FOLDERS:
+            folder = getattr(options, name, None)
+            if folder is not None and not folder.is_dir():
+                raise ConfigError(f"--{name} {folder} is no folder; name the one that the pictures lie in.")
         with recording(options.out, max_pixels=options.max_pixels) as taken:
             body(options, taken)
         print_summary(options.out, left_out=taken.left_out)

@@ -217,6 +217,12 @@ def test_queries_we_cannot_use_are_left_out_and_counted(
     assert recorded.read_queries(tmp_path / "out").height == 4
 
 
+def test_missing_picture_folder_is_a_users_mistake(tmp_path: Path, runs: Runs, run_importer: Any) -> None:
+    run = run_importer(main, runs.write(), "--media", tmp_path / "nothing", "--out", tmp_path / "out")
+    assert run.code == 2
+    assert "is no folder" in run.err
+
+
 def test_another_metric_may_be_named(tmp_path: Path, runs: Runs, media: Path, run_importer: Any) -> None:
     run = run_importer(main, runs.write(), "--media", media, "--metric", "f1_score", "--out", tmp_path / "out")
     assert run.code == 0, run.err
