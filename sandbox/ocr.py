@@ -65,4 +65,6 @@ def _engine() -> Any:
     from rapidocr import RapidOCR  # here: it loads its models, half a second that other programs need not wait
 
     one_thread = {f"EngineConfig.onnxruntime.{kind}_op_num_threads": 1 for kind in ("intra", "inter")}
-    return RapidOCR(params=one_thread | {"Global.log_level": "error", "Det.limit_side_len": 448})
+    return RapidOCR(
+        params=one_thread | {"Global.log_level": "error", "Det.limit_side_len": 640, "Det.limit_type": "max"}
+    )
