@@ -12,7 +12,7 @@ from sandbox.vocabulary import COLOURS, GENITIVE, NAMES, SHAPES
 _GERMAN = r"wie|welche[rsn]?|was|ist|sind|liegt|lies|nenne|zähle|löse|zeigt|säule"
 _TASKS: tuple[tuple[str, str], ...] = (  # the first that fits
     ("result over", r"(?:calculation|rechnung|вычислени).*(?:more|greater|größer|больше)"),
-    ("result", r"calculat|rechnung|вычислен"),
+    ("result", r"calculation|rechnung|вычислен"),
     ("dots left", r"more dots|mehr punkte|больше точек"),
     ("dots together", r"\bdots|punkte|точек"),
     ("highest bar", r"highest bar|bar.*highest|höchsten säule|säule.*am höchsten|высокого столб|столб.*самый высок"),
