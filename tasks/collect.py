@@ -197,7 +197,7 @@ def dry_run() -> None:
     questions, first = Questions(queries, images=IMAGES, max_pixels=settings.max_pixels), first_asked(vlms)
     with AnswerStore() as store:
         known = [standing(vlm, questions.of(vlm, answered_by_base=set()), store) for vlm in first]
-        right = answered_by_base(known, queries)
+        right = answered_by_base(known, queries) if len(first) < len(vlms) else set()  # labelling takes a while
         is_base_known = not any(each.pending for each in known if each.vlm.pool == "base")
         forecasts = [forecast(each, store, is_at_most=False) for each in known]
         for vlm in vlms:
