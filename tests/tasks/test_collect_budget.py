@@ -114,18 +114,17 @@ def test_price_by_picture_and_call_counts(asking: AskingFolder, server: Hostile)
 
 
 def test_dry_run_asks_nothing_and_says_what_would_be_spent(asking: AskingFolder, server: Hostile) -> None:
-    asking.prepare(
-        vlm("paid", server.base_url, sample=20, **PRICE), vlm("free", server.base_url, sample=7), budget_usd=9
-    )
+    free = vlm("free", server.base_url, sample=7, usd_per_call=0)
+    asking.prepare(vlm("paid", server.base_url, sample=20, **PRICE), free, budget_usd=9)
     result = asking.collect("--dry-run", COLUMNS="200")
     assert result.returncode == 0
     assert server.asked == []
     assert not (asking.folder / "collect").exists()
     assert "27 questions would be asked" in words(result.stdout)
     assert "$0.32 at most" in words(result.stdout)
-    asking.prepare(vlm("paid", server.base_url, sample=20, **PRICE), vlm("free", server.base_url, sample=7))
+    asking.prepare(vlm("paid", server.base_url, sample=20, **PRICE), free)
     assert asking.collect().returncode == 0
-    asking.prepare(vlm("paid", server.base_url, sample=30, **PRICE), vlm("free", server.base_url, sample=7))
+    asking.prepare(vlm("paid", server.base_url, sample=30, **PRICE), free)
     result = asking.collect("--dry-run", COLUMNS="200")
     assert "10 questions would be asked: $0.10 expected" in words(result.stdout)  # by what answers cost so far
     assert len(server.asked) == 27
