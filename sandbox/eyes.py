@@ -26,7 +26,7 @@ LETTERS = {
     "number": "0123456789",
     "calculation": "0123456789+-×",
 }
-_MAX_SIDE = 1024  # a larger picture is scaled down first
+_MAX_SIDE = 512  # a larger picture is scaled down first
 _AWAY = 60  # least difference of a channel between a thing and the ground
 
 
@@ -39,6 +39,7 @@ class Sight:
         cleans: a median filter removes speckles and grain.
         parts_colours: things of different colours that touch are two.
         least_area: a smaller thing is no thing, px.
+        knows_shapes: tells a circle from a square.
         knows_shades: goes by a colour's hue, else by the nearest colour at full strength.
     """
 
@@ -46,6 +47,7 @@ class Sight:
     cleans: bool = False
     parts_colours: bool = False
     least_area: int = 1
+    knows_shapes: bool = True
     knows_shades: bool = False
 
 
@@ -111,10 +113,9 @@ def things(pixels: Pixels, sight: Sight) -> list[Thing]:
         for number, box in enumerate(ndimage.find_objects(labels), 1):
             inside = labels[box] == number
             if inside.sum() >= sight.least_area:
-                colour = np.median(pixels[box][inside], axis=0)
-                name = name_colour(colour, knows_shades=sight.knows_shades)
+                colour = name_colour(np.median(pixels[box][inside], axis=0), knows_shades=sight.knows_shades)
                 centre = ((box[1].start + box[1].stop) / 2, (box[0].start + box[0].stop) / 2)
-                found.append(Thing(centre, len(inside), int(inside.sum()), name, _shape(inside)))
+                found.append(Thing(centre, len(inside), int(inside.sum()), colour, _shape(inside)))
     return found
 
 
@@ -148,15 +149,12 @@ def bars(pixels: Pixels, raw: Pixels) -> tuple[list[int], float | None]:
     labels, count = ndimage.label(heights > 4)
     found = [heights[labels == number] for number in range(1, count + 1)]
     found = [columns for columns in found if len(columns) > 5]
-    start = int(np.flatnonzero(mask[axis])[0]) if mask[axis].any() else 0
-    end = int(np.flatnonzero(heights > 4)[0]) if (heights > 4).any() else start
-    strip = raw[:axis, start + 1 : end - 1].astype(float)
-    lines: NDArray[np.intp] = np.empty(0, np.intp)
-    if strip.size:
-        is_line = np.abs(strip.mean(axis=1) - ground(pixels)).max(axis=1) > 20
-        labels, count = ndimage.label(is_line)
-        lines = np.array([np.flatnonzero(labels == number).mean() for number in range(1, count + 1)])
-    return [int(np.median(columns)) for columns in found], float(np.median(np.diff(lines))) if len(lines) > 3 else None
+    strip = raw[:axis, int(mask[axis].argmax()) + 1 : int((heights > 4).argmax()) - 1]  # left of the first bar
+    is_line = np.abs(strip.mean(axis=1) - ground(pixels)).max(axis=1) > 20 if strip.size else np.zeros(0, bool)
+    starts = np.flatnonzero(is_line[1:] & ~is_line[:-1])
+    return [int(np.median(columns)) for columns in found], float(np.median(np.diff(starts))) if len(
+        starts
+    ) > 3 else None
 
 
 def _run(column: NDArray[np.bool_]) -> int:

@@ -4,7 +4,6 @@ The text of a picture is kept by its hash in `.arms/sandbox/ocr.sqlite`, so that
 """
 
 import hashlib
-import io
 import json
 import sqlite3
 from functools import cache, lru_cache
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from sandbox.eyes import Sight, load
 
 STORE = Path(".arms/sandbox/ocr.sqlite")
 _ONE_AT_A_TIME = Lock()
@@ -47,11 +48,7 @@ def read_text(picture: bytes) -> list[Token]:
 
 
 def _read(picture: bytes) -> list[Token]:
-    try:
-        image = Image.open(io.BytesIO(picture)).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"no picture that can be read: {error}") from None
-    image.thumbnail((512, 512))
+    image = Image.fromarray(load(picture, Sight()))
     image = image.resize((image.width * 2, image.height * 2))  # small letters are found better
     result = _engine()(np.asarray(image)[..., ::-1], use_det=True, use_cls=False, use_rec=True)
     if result.txts is None:

@@ -4,6 +4,7 @@ What makes a picture hard is drawn into it: small or pale letters, other fonts, 
 that differ by a little, a second hand, speckles and grain. So programs fail where people's eyes would have to try.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -22,15 +23,19 @@ Answer = bool | int | str
 Rgb = tuple[int, int, int]
 PAPERS: tuple[Rgb, ...] = ((255, 255, 255), (250, 246, 232), (232, 242, 250))
 INK: Rgb = (25, 25, 35)
+_CORNERS = {
+    "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)), "triangle": ((0, -1), (1, 1), (-1, 1)),
+    "diamond": ((0, -1), (1, 0), (0, 1), (-1, 0)),
+}  # fmt: skip
 FONTS = ("DejaVuSans", "DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-Bold")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Ask:
     """One thing to ask of a scene.
 
     Args:
-        task: a key of the wordings in `sandbox.questions`.
+        task: a key of the wordings in `words.json`.
         answer: a number, a truth, a key of the vocabulary, or a text.
         slots: what the wording's blanks are filled with, as keys of the vocabulary.
         others: wrong answers to choose from; empty where it is never asked with choices.
@@ -82,31 +87,27 @@ def draw_shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, size: f
     half = size / 2
     if shape == "circle":
         pen.ellipse([x - half, y - half, x + half, y + half], fill=fill)
-    elif shape == "square":
-        pen.rectangle([x - half, y - half, x + half, y + half], fill=fill)
-    elif shape == "triangle":
-        pen.polygon([(x, y - half), (x + half, y + half), (x - half, y + half)], fill=fill)
     else:
-        pen.polygon([(x, y - half), (x + half, y), (x, y + half), (x - half, y)], fill=fill)
+        pen.polygon([(x + half * across, y + half * down) for across, down in _CORNERS[shape]], fill=fill)
 
 
 def places(rng: random.Random, count: int, *, apart: float, margin: float) -> list[tuple[float, float]]:
     """`count` points at least `apart` from each other and `margin` from the edges."""
     found: list[tuple[float, float]] = []
-    tries = 0
-    while len(found) < count:
-        tries += 1
-        if tries % 200 == 0:  # the first points left no room for the others
-            found = []
+    for attempt in itertools.count(1):
         point = (rng.uniform(margin, WIDTH - margin), rng.uniform(margin, HEIGHT - margin))
         if all(math.dist(point, other) >= apart for other in found):
             found.append(point)
+        if len(found) == count:
+            break
+        if attempt % 200 == 0:  # the first points left no room for the others
+            found = []
     return found
 
 
-def near(number: int, rng: random.Random) -> list[Answer]:
+def near(number: int, rng: random.Random) -> list[int]:
     """Wrong numbers close to the right one."""
-    return [*rng.sample([n for n in range(max(0, number - 4), number + 5) if n != number], 3)]
+    return rng.sample([n for n in range(max(0, number - 4), number + 5) if n != number], 3)
 
 
 def print_text(pen: ImageDraw.ImageDraw, text: str, rng: random.Random, *, y: int) -> None:
@@ -124,7 +125,7 @@ def reading(rng: random.Random, language: str) -> Scene:
     print_text(pen, word, rng, y=rng.randint(15, 40))
     print_text(pen, str(number), rng, y=rng.randint(85, 110))
     wrong = [wrong for wrong in dict.fromkeys(int(_swap(str(number), rng)) for _ in range(20)) if wrong != number]
-    return image, Ask(task="word", answer=word, others=others), Ask(task="number", answer=number, others=wrong[:3])
+    return image, Ask("word", word, others=others), Ask("number", number, others=wrong[:3])
 
 
 def _swap(digits: str, rng: random.Random) -> str:
@@ -143,11 +144,9 @@ def counting(rng: random.Random, language: str) -> Scene:
         draw_shape(pen, shape, x, y, size, COLOURS[colour])
     kind, colour = rng.choice(kinds), rng.choice(colours)
     of_kind, of_colour = sum(shape == kind for shape, _ in drawn), sum(name == colour for _, name in drawn)
-    first = rng.choice((
-        Ask(task="count", answer=count, others=near(count, rng)),
-        Ask(task="count of shape", answer=of_kind, slots={"several": kind}, others=near(of_kind, rng)),
-    ))  # fmt: skip
-    return image, first, Ask(task="count of colour", answer=of_colour, slots={"colour": colour})
+    of_shape = Ask("count of shape", of_kind, slots={"several": kind}, others=near(of_kind, rng))
+    first = rng.choice((Ask("count", count, others=near(count, rng)), of_shape))
+    return image, first, Ask("count of colour", of_colour, slots={"colour": colour})
 
 
 def colours(rng: random.Random, language: str) -> Scene:
@@ -159,11 +158,8 @@ def colours(rng: random.Random, language: str) -> Scene:
     for shape, name, (x, y) in zip(shapes, names, places(rng, len(names), apart=52, margin=28), strict=True):
         draw_shape(pen, shape, x, y, rng.randint(26, 48), shade(name, rng))
     wrong = [name for name in rng.sample(list(COLOURS), 5) if name not in (ground, names[0])][:3]
-    return (
-        image,
-        Ask(task="colour of shape", answer=names[0], slots={"subject": shapes[0]}, others=[ground, *wrong[:2]]),
-        Ask(task="colour of ground", answer=ground, others=[names[0], *wrong[:2]]),
-    )
+    of_shape = Ask("colour of shape", names[0], slots={"subject": shapes[0]}, others=[ground, *wrong[:2]])
+    return image, of_shape, Ask("colour of ground", ground, others=[names[0], *wrong[:2]])
 
 
 def charts(rng: random.Random, language: str) -> Scene:
@@ -182,16 +178,14 @@ def charts(rng: random.Random, language: str) -> Scene:
         if is_printed:
             pen.text((left + 2, base - unit * value - 15), str(value), font=font("DejaVuSans", 12), fill=INK)
     pen.line([16, base, WIDTH - 8, base], fill=INK, width=2)
-    places_of_bars, end = list(range(1, count + 1)), rng.choice(("highest", "lowest"))
+    end = rng.choice(("highest", "lowest"))
     best = values.index(max(values) if end == "highest" else min(values)) + 1
-    one, other = rng.sample(places_of_bars, 2)
-    others: list[Answer] = [place for place in places_of_bars if place != best]
-    first = Ask(task=f"{end} bar", answer=best, others=rng.sample(others, min(3, len(others))))
+    one, other = rng.sample(range(1, count + 1), 2)
+    others = [place for place in range(1, count + 1) if place != best]
+    first = Ask(f"{end} bar", best, others=rng.sample(others, min(3, len(others))))
     value, slots = values[one - 1], {"one": str(one), "other": str(other)}
-    return image, first, rng.choice((
-        Ask(task="compare bars", answer=value > values[other - 1], slots=slots),
-        Ask(task="value of bar", answer=value, slots=slots, others=near(value, rng)),
-    ))  # fmt: skip
+    of_bar = Ask("value of bar", value, slots=slots, others=near(value, rng))
+    return image, first, rng.choice((Ask("compare bars", value > values[other - 1], slots=slots), of_bar))
 
 
 def clocks(rng: random.Random, language: str) -> Scene:
@@ -220,11 +214,8 @@ def clocks(rng: random.Random, language: str) -> Scene:
     wrong = [time(hour + 1, minute), time(hour, minute + rng.choice((10, 20, 30))), time(minute // 5, 5 * hour)]
     limit = rng.randint(3, 9)
     others = [text for text in dict.fromkeys(wrong) if text != time(hour, minute)]
-    return (
-        image,
-        Ask(task="time", answer=time(hour, minute), others=others),
-        Ask(task="time before", answer=hour < limit, slots={"limit": str(limit)}),
-    )
+    before = Ask("time before", hour < limit, slots={"limit": str(limit)})
+    return image, Ask("time", time(hour, minute), others=others), before
 
 
 def spatial(rng: random.Random, language: str) -> Scene:
@@ -240,12 +231,9 @@ def spatial(rng: random.Random, language: str) -> Scene:
     side, far = rng.choice(list(SIDES)), rng.choice(list(SIDES))
     one, other = rng.sample(shapes, 2)
     farthest = min(shapes, key=lambda shape: distance(far, where[shape]))
-    slots = {"subject": one, "of": other, "side": side}
-    return (
-        image,
-        Ask(task="beside", answer=distance(side, where[one]) < distance(side, where[other]), slots=slots),
-        Ask(task="farthest", answer=farthest, slots={"far": far}, others=[s for s in shapes if s != farthest]),
-    )
+    is_beside = distance(side, where[one]) < distance(side, where[other])
+    beside = Ask("beside", is_beside, slots={"subject": one, "of": other, "side": side})
+    return image, beside, Ask("farthest", farthest, slots={"far": far}, others=[s for s in shapes if s != farthest])
 
 
 def distance(side: str, point: tuple[float, float]) -> float:
@@ -261,8 +249,8 @@ def arithmetic(rng: random.Random, language: str) -> Scene:
         sign, result = rng.choice((("+", a + b), ("-", a - b), ("×", a * b)))
         print_text(pen, f"{a} {sign} {b}", rng, y=rng.randint(30, 90))
         limit = result + rng.choice((-7, -3, 2, 6))
-        over = Ask(task="result over", answer=result > limit, slots={"limit": str(limit)})
-        return image, Ask(task="result", answer=result, others=near(result, rng)), over
+        over = Ask("result over", result > limit, slots={"limit": str(limit)})
+        return image, Ask("result", result, others=near(result, rng)), over
     size, middle = rng.choice((9, 14)), WIDTH // 2
     points = places(rng, rng.randint(3, 13), apart=size * rng.choice((1.5, 0.85)), margin=size)
     points = [(x, y) for x, y in points if abs(x - middle) > size]
@@ -270,11 +258,8 @@ def arithmetic(rng: random.Random, language: str) -> Scene:
     for x, y in points:
         draw_shape(pen, "circle", x, y, size, INK)
     left = sum(x < middle for x, _ in points)
-    return (
-        image,
-        Ask(task="dots together", answer=len(points), others=near(len(points), rng)),
-        Ask(task="dots left", answer=left > len(points) - left),
-    )
+    together = Ask("dots together", len(points), others=near(len(points), rng))
+    return image, together, Ask("dots left", left > len(points) - left)
 
 
 SCENES: dict[str, Callable[[random.Random, str], Scene]] = {

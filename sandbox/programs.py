@@ -43,25 +43,17 @@ class Program:
 
 def count(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
     """How many things there are, of the shape and colour that the question names."""
+    if not (sight.knows_shapes or asked.colour):
+        return None
     found = eyes.things(eyes.load(picture, sight), sight)
     found = [thing for thing in found if thing.colour == asked.colour or not asked.colour]
     return sum(thing.shape in asked.shapes or not asked.shapes for thing in found)
 
 
-def count_by_colour(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
-    """How many things of a colour there are; shapes it does not know."""
-    return count(picture, asked, sight) if asked.colour else None
-
-
 def colour_of_shape(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
-    """The colour of the shape that the question names."""
-    found = [t for t in eyes.things(eyes.load(picture, sight), sight) if t.shape in asked.shapes]
-    return max(found, key=lambda thing: thing.area).colour if found else None
-
-
-def main_colour(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
-    """The colour of the largest thing, whichever shape is asked for."""
+    """The colour of the shape that the question names, or of the largest thing where it knows no shapes."""
     found = eyes.things(eyes.load(picture, sight), sight)
+    found = [thing for thing in found if thing.shape in asked.shapes or not sight.knows_shapes]
     return max(found, key=lambda thing: thing.area).colour if found else None
 
 
@@ -81,26 +73,21 @@ def dots(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
 def place(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
     """Which shape is farthest to a side, or whether one is to that side of another."""
     found = eyes.things(eyes.load(picture, sight), sight)
-    if not found or asked.side is None:
-        return None
-    side = asked.side
+    where = {thing.shape: distance(asked.side or "left", thing.centre) for thing in sorted(found, key=lambda t: t.area)}
     if asked.task == "farthest":
-        return min(found, key=lambda thing: distance(side, thing.centre)).shape
-    where = {thing.shape: distance(side, thing.centre) for thing in sorted(found, key=lambda thing: thing.area)}
-    if len(asked.shapes) != 2 or not set(asked.shapes) <= set(where):
-        return None
-    return where[asked.shapes[0]] < where[asked.shapes[1]]
+        return min(where, key=lambda shape: where[shape], default=None)
+    pair = [where[shape] for shape in asked.shapes if shape in where]
+    return pair[0] < pair[1] if len(pair) == 2 else None
 
 
 def compare(values: list[int], asked: Asked) -> Answer | None:
     """What is asked about bars of these values."""
-    if not values or any(not 1 <= number <= len(values) for number in asked.numbers):
-        return None
-    if asked.task in ("highest bar", "lowest bar"):
+    named = [values[number - 1] for number in asked.numbers if 1 <= number <= len(values)]
+    if asked.task in ("highest bar", "lowest bar") and values:
         return values.index(max(values) if asked.task == "highest bar" else min(values)) + 1
-    if asked.task == "value of bar":
-        return values[asked.numbers[0] - 1] if asked.numbers else None
-    return values[asked.numbers[0] - 1] > values[asked.numbers[1] - 1] if len(asked.numbers) == 2 else None
+    if asked.task == "value of bar" and named:
+        return named[0]
+    return named[0] > named[1] if asked.task == "compare bars" and len(named) == 2 else None
 
 
 def bars(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
@@ -114,12 +101,9 @@ def bars(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
 def clock(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
     """The time by the hands."""
     time = eyes.clock(eyes.load(picture, sight), sees_red=sight.knows_shades)
-    if time is None:
-        return None
-    hour, minute = time
-    if asked.task == "time before":
-        return (hour or 12) < asked.numbers[0] if asked.numbers else None
-    return f"{hour or 12}:{minute:02d}"
+    if time is None or asked.task == "time":
+        return f"{time[0] or 12}:{time[1]:02d}" if time else None
+    return (time[0] or 12) < asked.numbers[0] if asked.numbers else None
 
 
 def letters(picture: bytes, asked: Asked, sight: Sight) -> Answer | None:
@@ -217,7 +201,7 @@ def _program(name: str, latency_s: float, **mind: Any) -> Program:
 _PRINTED = ("word", "number", "result", "result over")
 _CHARTS = ("highest bar", "lowest bar", "value of bar", "compare bars")
 _PLACES = dict.fromkeys(("dots together", "dots left"), dots) | dict.fromkeys(("beside", "farthest"), place)
-_SCENES = {"count": count, "colour of shape": colour_of_shape, "colour of ground": colour_of_ground} | _PLACES
+_COLOURS = {"count": count, "colour of shape": colour_of_shape, "colour of ground": colour_of_ground}
 _GAUGES = dict.fromkeys(_CHARTS, bars) | dict.fromkeys(("time", "time before"), clock)
 _ALL = (
     # pool base
@@ -227,13 +211,12 @@ _ALL = (
         skills={"count": count} | _PLACES, style=("{text}", "({letter})"),
     ),
     _program(
-        "palette-reader", 0.012, sight=Sight(parts_colours=True, least_area=30, knows_shades=True),
-        skills={"colour of ground": colour_of_ground, "colour of shape": main_colour, "count": count_by_colour},
-        style=("The answer is {text}.", "The answer is {letter}."),
+        "palette-reader", 0.012, skills=_COLOURS, style=("The answer is {text}.", "The answer is {letter}."),
+        sight=Sight(parts_colours=True, least_area=30, knows_shapes=False, knows_shades=True),
     ),
     _program(
-        "generalist-small", 0.025, sight=Sight(shrink=4, least_area=2),
-        skills=_SCENES | _GAUGES | dict.fromkeys(_PRINTED, letters), style=("Answer: {text}", "{letter}. {text}"),
+        "generalist-small", 0.025, sight=Sight(shrink=4, least_area=2), style=("Answer: {text}", "{letter}. {text}"),
+        skills=_COLOURS | _PLACES | _GAUGES | dict.fromkeys(_PRINTED, letters),
     ),
     # pool new
     _program(
@@ -245,7 +228,7 @@ _ALL = (
     ),
     _program(
         "scene-analyst", 0.060, languages=("en", "ru"), style=("The answer is {text}.", "{letter}. {text}"),
-        sight=Sight(cleans=True, parts_colours=True, least_area=20, knows_shades=True), skills=_SCENES,
+        sight=Sight(cleans=True, parts_colours=True, least_area=20, knows_shades=True), skills=_COLOURS | _PLACES,
     ),
 )  # fmt: skip
 PROGRAMS: dict[str, Program] = {program.name: program for program in _ALL}
