@@ -263,3 +263,21 @@ def test_more_errors_than_the_share_end_with_1_and_seal_nothing(asking: AskingFo
     assert "HTTP 400: This picture is not for us." in words(result.stderr)
     assert not (asking.folder / "collect").exists()
     assert len(server.asked) == 5  # more would only be paid for in vain
+
+
+def test_misspelt_generation_parameter_asks_nobody_and_is_named(asking: AskingFolder, server: Hostile) -> None:
+    asking.prepare(vlm("toy", server.base_url, sample=2, endpoint={"generation": {"temprature": 0, "max_tokens": 16}}))
+    result = asking.collect()
+    assert result.returncode == 1
+    assert "no parameter of chat completions is called temprature" in words(result.stderr)
+    assert "generation.extra_body" in words(result.stderr)
+    assert server.asked == []
+
+
+def test_parameters_of_the_service_itself_are_sent(asking: AskingFolder, server: Hostile) -> None:
+    generation = {"temperature": 0, "extra_body": {"top_k": 1, "chat_template_kwargs": {"thinking": False}}}
+    asking.prepare(vlm("toy", server.base_url, sample=1, endpoint={"generation": generation}))
+    assert asking.collect().returncode == 0
+    body = server.asked[0].body
+    assert set(body) == {"model", "messages", "temperature", "top_k", "chat_template_kwargs"}
+    assert (body["top_k"], body["chat_template_kwargs"]) == (1, {"thinking": False})
