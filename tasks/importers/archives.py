@@ -4,15 +4,18 @@ What an archive holds is checked before any of it is written: names that lead ou
 is out of all proportion (a zip bomb) are refused. What is written is counted too, since a directory can lie.
 """
 
+import bz2
 import contextlib
+import gzip
 import io
 import lzma
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO, Any, cast
 
 from arms_model.errors import DataError
 from tasks.common.files import full_disk_reason
@@ -22,6 +25,13 @@ MAX_BYTES = 100_000_000_000
 MAX_RATIO = 200  # unpacked to packed bytes of a whole archive; text packs to a tenth, pictures hardly at all
 _HARMLESS_BYTES = 100_000_000  # below it any ratio will do
 _CHUNK = 1 << 20
+_MAX_READ = 1 << 24  # bytes of one read in a tar; only the name in a hostile header asks for more
+PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack in memory before their size is looked at
+_UNPACKERS: dict[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
 _TAR_END = 1024  # bytes, all 0
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
 _BAD_NAMES = (FileExistsError, IsADirectoryError, NotADirectoryError)  # one name is a file and a folder
@@ -51,12 +61,8 @@ def unpack(path: Path, target: Path) -> None:
     try:
         if zipfile.is_zipfile(path):
             _unpack_zip(path, target)
-        elif tarfile.is_tarfile(path):
-            _unpack_tar(path, target)
         else:
-            raise DataError(
-                f"{path} is no zip or tar archive that can be read; unpack it yourself and name the folder."
-            )
+            _unpack_tar(path, target)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; correct the path.") from None
     except _BAD_NAMES as error:
@@ -102,6 +108,8 @@ def _unpack_zip(path: Path, target: Path) -> None:
                 raise DataError(f"{path} holds the link {member.filename!r}; unpack it yourself if you trust it.")
             if member.flag_bits & 1:
                 raise DataError(f"{path} needs a password; unpack it yourself and name the folder.")
+            if member.compress_type not in PLAIN_METHODS:
+                raise DataError(f"{path} is packed in an unusual way; unpack it yourself and name the folder.")
             declared.take(member.file_size, 1)
         for member in archive.infolist():
             place = target / member.filename
@@ -115,9 +123,31 @@ def _unpack_zip(path: Path, target: Path) -> None:
                     sink.write(chunk)
 
 
+class _SmallReads:
+    """An open file that gives no more at once than a tar needs: a header may call its name gigabytes long."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+        self.seek, self.tell = handle.seek, handle.tell
+
+    def read(self, num_bytes: int) -> bytes:
+        if num_bytes > _MAX_READ:
+            raise tarfile.TarError(f"a name in it is {num_bytes:,} bytes long")
+        return self._handle.read(num_bytes)
+
+
 def _unpack_tar(path: Path, target: Path) -> None:
     allowance = _Allowance(path)
-    with tarfile.open(path) as archive:
+    with contextlib.ExitStack() as stack:
+        start = stack.enter_context(path.open("rb")).read(6)
+        opener = next((its for magic, its in _UNPACKERS.items() if start.startswith(magic)), None)
+        handle: IO[bytes] = stack.enter_context(opener(path) if opener else path.open("rb"))
+        try:
+            archive = stack.enter_context(tarfile.open(fileobj=cast(IO[bytes], _SmallReads(handle)), mode="r:"))
+        except tarfile.ReadError as error:
+            raise DataError(
+                f"{path} is no zip or tar archive that can be read ({error}); unpack it yourself and name the folder."
+            ) from None
         for member in archive:
             _refuse_name(path, member.name)
             if not (member.isfile() or member.isdir()):
@@ -126,7 +156,7 @@ def _unpack_tar(path: Path, target: Path) -> None:
                 )
             allowance.take(member.size, 1)
             archive.extract(member, target, filter="data")
-        if isinstance(archive.fileobj, io.BufferedReader) and not _has_end(path):
+        if opener is None and not _has_end(path):
             raise DataError(f"{path} is cut off: a tar ends with empty blocks; fetch it again.")
 
 

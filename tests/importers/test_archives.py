@@ -1,6 +1,8 @@
+import gzip
 import io
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -112,6 +114,31 @@ def test_bomb_that_lies_about_its_size_never_fills_the_disk(tmp_path: Path) -> N
     with pytest.raises(DataError, match="damaged"):
         unpack(path, tmp_path / "target")
     assert sum(len(data) for data in _files(tmp_path / "target").values()) <= 10
+
+
+def test_zip_that_unpacks_in_memory_before_its_size_is_looked_at_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "bomb.zip", "w", method) as archive:
+            archive.writestr("zeros", bytes(1_000_000))
+        with pytest.raises(DataError, match="unusual way"):
+            unpack(tmp_path / "bomb.zip", tmp_path / "target")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_tar_with_an_endless_name_does_not_fill_the_memory(kind: bytes, tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    header = _member("long", kind)
+    header.size = 100_000_000
+    path = tmp_path / "bomb.tar.gz"
+    with gzip.open(path, "wb") as handle:
+        handle.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(header.size + 2048))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="100,000,"):
+        unpack(path, tmp_path / "target")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 def test_large_data_that_hardly_packs_is_no_bomb(tmp_path: Path) -> None:
