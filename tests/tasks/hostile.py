@@ -7,6 +7,7 @@ model follows its own script: the words of `script[model]` one after the other, 
 
 import asyncio
 import base64
+import gzip
 import hashlib
 import json
 import socket
@@ -71,6 +72,15 @@ _REPLIES: dict[str, Callable[[Asked], Reply]] = {
     "deep": lambda asked: Reply(b"[" * 100_000),
     "list": lambda asked: Reply(b"[1, 2]"),
     "no_choices": lambda asked: Reply(b'{"id": "chatcmpl-1", "choices": []}'),
+    "gzip": lambda asked: Reply(gzip.compress(completion(asked, "an answer").body), 200, ("Content-Encoding: gzip",)),
+    "redirect": lambda asked: Reply(b"", 302, ("Location: http://127.0.0.1:9/v1/chat/completions",)),
+    "odd": lambda asked: Reply(
+        b'{"id": ["x"], "model": null, "choices": [{"finish_reason": {"a": 1}, "message": {"content": '
+        b'[{"text": "an "}, 3, {"text": "answer"}]}}], "usage": {"prompt_tokens": "many", "completion_tokens": -5}}'
+    ),
+    "surrogate": lambda asked: Reply(
+        b'{"choices": [{"finish_reason": "stop", "message": {"content": "half a \\ud83d sign, a \\u0000"}}]}'
+    ),
     "empty_body": lambda asked: Reply(b""),
     "empty": lambda asked: completion(asked, ""),
     "long": lambda asked: completion(asked, "blah " * 2_000_000),

@@ -27,7 +27,7 @@ NUM = 6  # questions to each VLM
 KEY = "sk-toy-5up3r53cr3t"
 WORDS = (
     "answer", "reset", "cut", "close", "500", "400", "non_json", "deep", "list", "no_choices", "empty_body", "empty",
-    "long", "wrong_model", "refusal", "filtered_prompt", "no_usage",
+    "long", "wrong_model", "refusal", "filtered_prompt", "no_usage", "gzip", "odd", "surrogate",
 )  # fmt: skip
 FAULTS: dict[str, dict[str, Any]] = {word: {} for word in WORDS} | {
     "hang": {"timeout_s": 0.4}, "drip": {"timeout_s": 0.4}, "limited": {"retries": 3},
@@ -93,6 +93,7 @@ def collected(queries_made: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         ("non_json", "the reply is no JSON: '<html>Welcome!</html>'"),
         ("empty_body", "the reply is no JSON"),
         ("deep", "the reply is no JSON"),
+        ("gzip", "the reply is compressed"),
         ("list", "the reply has no choices"),
         ("no_choices", "the reply has no choices"),
     ],
@@ -144,6 +145,16 @@ def test_refusal_of_a_content_filter_is_an_answer(collected: Collected) -> None:
     assert collected.times_asked("refusal") == collected.times_asked("filtered_prompt") == [1] * NUM
 
 
+def test_oddly_typed_reply_keeps_the_answer_and_no_nonsense(collected: Collected) -> None:
+    assert collected.outputs("odd") == ["an answer"] * NUM
+    rows = collected.table.filter(pl.col("vlm") == "odd")
+    assert rows["prompt_tokens"].null_count() == rows["completion_tokens"].null_count() == NUM
+
+
+def test_text_that_is_no_unicode_is_kept_without_its_broken_part(collected: Collected) -> None:
+    assert collected.outputs("surrogate") == ["half a ? sign, a \0"] * NUM
+
+
 def test_answer_without_usage_counts_no_tokens(collected: Collected) -> None:
     assert collected.outputs("no_usage") == ["an answer"] * NUM
     rows = collected.table.filter(pl.col("vlm") == "no_usage")
@@ -174,7 +185,9 @@ def test_answer_of_another_model_is_taken_once_its_name_is_allowed(asking: Askin
     assert 0 < num_asked < len(server.asked) == NUM  # then the others only
 
 
-@pytest.mark.parametrize(("word", "reason"), [("401", "HTTP 401"), ("404", "HTTP 404: No such model.")])
+@pytest.mark.parametrize(
+    ("word", "reason"), [("401", "HTTP 401"), ("404", "HTTP 404: No such model."), ("redirect", "HTTP 302")]
+)
 def test_hopeless_vlm_is_given_up_and_the_others_are_kept(
     asking: AskingFolder, server: Hostile, word: str, reason: str
 ) -> None:
