@@ -11,29 +11,23 @@ import json
 import math
 import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import fastexcel
 import polars as pl
 from polars.exceptions import PolarsError
 
 from arms_model.errors import ConfigError, DataError
 from tasks.importers.embedded import encodable
+from tasks.importers.spreadsheet import read_xlsx
 
 MAX_JSON_BYTES = 1_000_000_000  # read whole
 MAX_LINE_BYTES = 200_000_000  # a line may carry a picture
-MAX_XLSX_BYTES = 400_000_000  # unpacked
-MAX_XLSX_CELLS = 50_000_000
 _PARQUET_ROWS = 256
-_NO_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
 _TABLES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
-_CELL = re.compile(rb"""\br\s*=\s*["']([A-Z]{1,3})?([0-9]{1,10})["']""")
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -98,11 +92,11 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a csv, tsv, xlsx, json, jsonl or parquet table one by one, each with its number (from 1, no header).
 
-    An empty cell is None; csv and tsv have texts only. A json table is a list of objects.
+    An empty cell is None; csv, tsv and xlsx have texts only. A json table is a list of objects.
 
     Raises:
         ConfigError: another kind of file, a pickle among them.
-        DataError: no such file, too large, not UTF-8, damaged, or without rows.
+        DataError: no such file, too large, not UTF-8 or damaged.
     """
     kind = path.suffix.lower()
     if kind in _PICKLES:
@@ -118,7 +112,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return _read_separated(path, "\t" if kind == ".tsv" else ",")
     if kind == ".jsonl":
         return ((number, _without_nan(row)) for number, row in read_json_lines(path))
-    return {".json": _read_json_table, ".parquet": _read_parquet, ".xlsx": _read_xlsx}[kind](path)
+    return {".json": _read_json_table, ".parquet": _read_parquet, ".xlsx": read_xlsx}[kind](path)
 
 
 def _read_separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -160,58 +154,13 @@ def _read_json_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        table = pl.scan_parquet(path)
+        table = pl.scan_parquet(path, glob=False)
         height = table.select(pl.len()).collect().item()
         for start in range(0, height, _PARQUET_ROWS):  # it may hold pictures
             rows = table.slice(start, _PARQUET_ROWS).collect().iter_rows(named=True)
             yield from enumerate(rows, start=start + 1)
     except (PolarsError, OSError) as error:
         raise DataError(f"{path} is no readable parquet file ({_one_line(error)}); write it again.") from None
-
-
-def _read_xlsx(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        frame = fastexcel.read_excel(_checked_xlsx(path)).load_sheet(0, dtypes="string").to_polars()
-    except (PolarsError, fastexcel.FastExcelError, OSError) as error:
-        raise DataError(f"{path} is no readable xlsx file ({_one_line(error)}); write it again.") from None
-    return enumerate(frame.iter_rows(named=True), start=1)
-
-
-def _checked_xlsx(path: Path) -> bytes:
-    """An xlsx file packed anew from its members: what unpacks to more than it says, or spans a huge sheet, is refused.
-
-    The reader takes room for every cell between the first and the last, so two cells in far corners fill any memory.
-    """
-    clean = io.BytesIO()
-    left = MAX_XLSX_BYTES
-    try:
-        with zipfile.ZipFile(path) as source, zipfile.ZipFile(clean, "w", zipfile.ZIP_STORED) as sink:
-            for member in source.infolist():
-                with source.open(member) as handle:
-                    content = handle.read(left + 1)
-                left -= len(content)
-                if left < 0:
-                    raise DataError(f"{path} unpacks to more than {MAX_XLSX_BYTES:,} bytes; it is no result file.")
-                if _num_cells(content) > MAX_XLSX_CELLS:
-                    raise DataError(f"{path}: a sheet spans more than {MAX_XLSX_CELLS:,} cells; it is no result file.")
-                sink.writestr(member.filename, content)
-    except _NO_ZIP as error:
-        raise DataError(f"{path} is no whole xlsx file ({_one_line(error)}); write it again.") from None
-    return clean.getvalue()
-
-
-def _num_cells(sheet: bytes) -> int:
-    """The cells between the first and the last of a sheet's XML; 0 for members that are no sheet."""
-    if b"<sheetData" not in sheet and b":sheetData" not in sheet:
-        if sheet[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise ValueError("a member is UTF-16, expected UTF-8")
-        return 0
-    column = row = 1
-    for match in _CELL.finditer(sheet):
-        row = max(row, int(match[2]))
-        if match[1]:
-            column = max(column, sum((mark - 64) * 26**place for place, mark in enumerate(reversed(match[1]))))
-    return column * row
 
 
 def _opened(path: Path, *, most: int | None = None) -> io.TextIOWrapper:
