@@ -81,14 +81,14 @@ TASKS = (
         name="two_circles_overlapping",
         folder="TouchingCircle",
         path="overlap",
-        gold=r"distance_(-?[\d.]+)\.png",
+        gold=r"distance_(-?[0-9]+(?:[.][0-9]+)?)\.png",
         question="Are the two circles overlapping? Answer with Yes/No.",
     ),
     _Task(
         name="two_circles_touching",
         folder="TouchingCircle",
         path="touch",
-        gold=r"distance_(-?[\d.]+)\.png",
+        gold=r"distance_(-?[0-9]+(?:[.][0-9]+)?)\.png",
         question="Are the two circles touching each other? Answer with Yes/No.",
     ),
     _Task(
@@ -137,7 +137,7 @@ TASKS = (
     _Task(
         name="subway_paths",
         folder="SubwayMap",
-        path="count.*_[a-d]_[a-d]_",
+        path="count.*_[a-d]_[a-d]_[^/]*$",
         dataset="Subway Connections",
         question="Count the one-colored routes that go from {} to {}. "
         f"Answer with a number {BRACKETS}, e.g., {{{{3}}}}",
@@ -162,14 +162,16 @@ def _import_task(task: _Task, clone: Path, golds: Golds, options: argparse.Names
     verdicts: dict[tuple[str, str], set[bool]] = defaultdict(set)
     first: dict[str, str] = {}  # query -> the copy that stands for it
     for path, vlm, is_correct in _copies(task, clone, recording):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        stations = re.search(r"_([A-D])_([A-D])_", path.name) if task.name == "subway_paths" else None
-        query_id = f"blindtest/{task.name}/{digest[:16]}" + (f"-{stations[1]}{stations[2]}" if stations else "")
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        stations = re.search(r"_([A-D])_([A-D])_", path.name, re.IGNORECASE) if task.name == "subway_paths" else None
+        ends = [station.upper() for station in stations.groups()] if stations else []
+        query_id = f"blindtest/{task.name}/{digest[:16]}" + (f"-{''.join(ends)}" if ends else "")
         verdicts[query_id, vlm].add(is_correct)
         if query_id in first:
             continue
         first[query_id] = path.name
-        question = task.question.format(*stations.groups()) if stations else task.question
+        question = task.question.format(*ends) if ends else task.question
         try:
             answer = _gold(task, path, question, golds, max_pixels=options.max_pixels)
         except DataError as error:
@@ -255,7 +257,7 @@ def _published_golds(paths: Sequence[Path], *, max_pixels: int) -> Golds:
             raise ConfigError(f"--dataset: {path} is no parquet file; name the data set's files as they are published.")
         for number, row in read_rows(path):
             where = f"{path}, row {number}"
-            published = typed(_Published, {name: its for name, its in row.items() if name != "image"}, where)
+            published = typed(_Published, row, where)
             if published.task in needed:
                 picture = decode_picture(_bytes(row.get("image"), where), name=where, max_pixels=max_pixels)
                 gold = published.groundtruth.strip("{} ")

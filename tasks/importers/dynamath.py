@@ -15,13 +15,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 
 from arms_model.errors import DataError
 from tasks.importers.clones import opened_clone
 from tasks.importers.command import make_parser, run_importer
 from tasks.importers.reading import inside, read_json, read_rows
 from tasks.importers.recording import Answer, Query, Recording
-from tasks.importers.rows import typed
+from tasks.importers.rows import typed_rows
 
 RESULTS = Path("samples and result")
 LICENCE = "MIT"
@@ -78,7 +79,8 @@ def _add_queries(trials: Path, options: argparse.Namespace, recording: Recording
             except DataError as error:
                 recording.fault(f"{path.parent.name}, question {number}: {error}")
                 continue
-            key = (hashlib.sha256(picture.read_bytes()).hexdigest(), draw.question)
+            with picture.open("rb") as handle:
+                key = (hashlib.file_digest(handle, "sha256").hexdigest(), draw.question)
             if seen.setdefault(key, query_id) == query_id:
                 recording.add_query(_query(query_id, number, draw, options), picture)
             else:
@@ -91,30 +93,35 @@ def _draws(path: Path, recording: Recording) -> Iterator[tuple[str, _Draw]]:
     draws = read_json(path)
     if not isinstance(draws, dict):
         raise DataError(f"{where}: expected an object of questions by their number, got {type(draws).__name__}.")
-    for number, row in draws.items():
-        try:
-            if not re.fullmatch(r"\d{1,9}", number):
-                raise DataError(f"{where}: {number[:40]!r} is no number of a question.")
-            yield number, typed(_Draw, row, f"{where}, question {number}")
-        except DataError as error:
-            recording.fault(str(error))
+    for number, draw in typed_rows(_Draw, draws.items(), f"{where}, question", fault=recording.fault):
+        if re.fullmatch(r"\d{1,9}", number):
+            yield number, draw
+        else:
+            recording.fault(f"{where}: {number[:40]!r} is no number of a question.")
 
 
 def _query(query_id: str, number: str, draw: _Draw, options: argparse.Namespace) -> Query:
     is_choice = draw.answer_type == "multiple choice"
-    choices = [choice.strip() for choice in re.split(r"\([A-Z]\)", draw.question)[1:]] if is_choice else []
     return Query(
         query_id=query_id,
         benchmark="DynaMath",
         task=draw.subject.replace(" ", "_"),
         language=options.language,
         question=draw.question,
-        choices=choices if all(choices) and "A" <= draw.answer < chr(ord("A") + len(choices)) else None,
+        choices=_choices(draw) if is_choice else None,
         answer=draw.answer,
         answer_type="choice" if is_choice else "free",
         template=f"dynamath/{number}",
         licence=options.licence or LICENCE,
     )
+
+
+def _choices(draw: _Draw) -> list[str] | None:
+    """The choices, which stand in the question as `(A) 1 (B) 2`; None where they cannot be told from the rest."""
+    _, *parts = re.split(r"\(([A-Z])\)", draw.question)
+    letters, texts = parts[::2], [text.strip() for text in parts[1::2]]
+    is_clear = letters == list(ascii_uppercase[: len(letters)]) and all(texts) and draw.answer in letters
+    return texts if is_clear else None
 
 
 def _add_verdicts(path: Path, vlm: str, numbers: set[str], variants: list[int], recording: Recording) -> None:

@@ -18,15 +18,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from arms_model.errors import ConfigError, DataError
 from tasks.importers.choices import answer_type
 from tasks.importers.command import make_parser, run_importer
 from tasks.importers.reading import inside, read_json
 from tasks.importers.recording import Answer, Query, Recording, with_choices
-from tasks.importers.rows import typed
+from tasks.importers.rows import typed, typed_rows
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 SPEC, STATE, STATS = "run_spec.json", "scenario_state.json", "per_instance_stats.json"
 INSTANCES, PREDICTIONS = "instances.json", "display_predictions.json"
 METRICS = ("quasi_exact_match", "exact_match")
@@ -150,14 +152,10 @@ class _Run:
 
     folder: Path
     benchmark: str
-    variant: str
+    task: str
+    prefix: str  # what the ids of its queries begin with
     vlm: str
     is_choice: bool
-
-    @property
-    def prefix(self) -> str:
-        """What the ids of its queries begin with."""
-        return f"{self.benchmark}:{self.variant}" if self.variant else self.benchmark
 
 
 def import_runs(options: argparse.Namespace, recording: Recording) -> None:
@@ -212,14 +210,15 @@ def _take(asked: _Asked, run: _Run, options: argparse.Namespace, recording: Reco
 def _query(query_id: str, run: _Run, instance: _Instance, golds: Sequence[str], options: argparse.Namespace) -> Query:
     media = instance.input.multimedia_content.media_objects if instance.input.multimedia_content else []
     parts = [instance.input.text, *(item.text or "" for item in media)]
-    choices = [reference.output.text for reference in instance.references] if run.is_choice else None
-    answer = golds[0].strip()
-    if choices:
-        answer = chr(ord("A") + choices.index(golds[0]))
+    answer, choices = golds[0].strip(), None
+    if run.is_choice:
+        choices = [reference.output.text for reference in instance.references]
+        place = next(place for place, reference in enumerate(instance.references) if _CORRECT in reference.tags)
+        answer = chr(ord("A") + place)
     return Query(
         query_id=query_id,
         benchmark=run.benchmark,
-        task=run.variant or run.benchmark,
+        task=run.task,
         language=options.language,
         question=with_choices("\n".join(part.strip() for part in parts if part.strip()), choices),
         choices=choices,
@@ -247,12 +246,7 @@ def _read_state(run: _Run, recording: Recording) -> Iterator[_Asked]:
     stats = _read_stats(run, recording) if (run.folder / STATS).exists() else {}
     state = read_json(run.folder / STATE)
     rows = state.get("request_states") if isinstance(state, dict) else None
-    for number, row in _listed(rows, run.folder / STATE):
-        try:
-            request = typed(_RequestState, row, f"{run.folder / STATE}, request {number}")
-        except DataError as error:
-            recording.fault(str(error))
-            continue
+    for request in _typed(_RequestState, rows, run.folder / STATE, recording):
         result, is_plain = request.result, request.instance.perturbation is None and not request.train_trial_index
         if result is None or not is_plain or request.request_mode == "calibration":
             continue
@@ -269,26 +263,13 @@ def _read_state(run: _Run, recording: Recording) -> Iterator[_Asked]:
 
 def _read_display(run: _Run, recording: Recording) -> Iterator[_Asked]:
     """The plain questions in instances.json with their answers in display_predictions.json."""
-    instances: dict[str, _Instance] = {}
-    for number, row in _listed(read_json(run.folder / INSTANCES), run.folder / INSTANCES):
-        try:
-            instance = typed(_Instance, row, f"{run.folder / INSTANCES}, instance {number}")
-        except DataError as error:
-            recording.fault(str(error))
-            continue
-        if instance.perturbation is None:
-            instances[instance.id] = instance
-    for number, row in _listed(read_json(run.folder / PREDICTIONS), run.folder / PREDICTIONS):
-        where = f"{run.folder / PREDICTIONS}, prediction {number}"
-        try:
-            prediction = typed(_Prediction, row, where)
-        except DataError as error:
-            recording.fault(str(error))
-            continue
+    read = _typed(_Instance, read_json(run.folder / INSTANCES), run.folder / INSTANCES, recording)
+    instances = {instance.id: instance for instance in read if instance.perturbation is None}
+    for prediction in _typed(_Prediction, read_json(run.folder / PREDICTIONS), run.folder / PREDICTIONS, recording):
         if prediction.perturbation is not None or prediction.train_trial_index:
             continue
         if prediction.instance_id not in instances:
-            recording.fault(f"{where}: instance {prediction.instance_id} is not in {INSTANCES}")
+            recording.fault(f"{run.folder / PREDICTIONS}: instance {prediction.instance_id} is not in {INSTANCES}")
             continue
         yield _Asked(
             instance=instances[prediction.instance_id],
@@ -301,12 +282,7 @@ def _read_display(run: _Run, recording: Recording) -> Iterator[_Asked]:
 def _read_stats(run: _Run, recording: Recording) -> dict[str, dict[str, float]]:
     """Statistics of the plain questions, by instance and name."""
     stats: dict[str, dict[str, float]] = {}
-    for number, row in _listed(read_json(run.folder / STATS), run.folder / STATS):
-        try:
-            entry = typed(_InstanceStats, row, f"{run.folder / STATS}, entry {number}")
-        except DataError as error:
-            recording.fault(str(error))
-            continue
+    for entry in _typed(_InstanceStats, read_json(run.folder / STATS), run.folder / STATS, recording):
         if entry.perturbation is None and not entry.train_trial_index:
             means = {stat.name.name: stat.mean for stat in entry.stats if stat.name.perturbation is None}
             found = stats.setdefault(entry.instance_id, {})
@@ -314,10 +290,10 @@ def _read_stats(run: _Run, recording: Recording) -> dict[str, dict[str, float]]:
     return stats
 
 
-def _listed(rows: object, path: Path) -> Iterator[tuple[int, object]]:
+def _typed(row_class: type[T], rows: object, path: Path, recording: Recording) -> Iterator[T]:
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a list of {'request_states' if path.name == STATE else 'objects'}.")
-    return enumerate(rows, start=1)
+    return (row for _, row in typed_rows(row_class, enumerate(rows, start=1), f"{path}, row", fault=recording.fault))
 
 
 def _run_folders(path: Path) -> list[Path]:
@@ -333,14 +309,16 @@ def _run_folders(path: Path) -> list[Path]:
 def _run(folder: Path, options: argparse.Namespace) -> _Run:
     spec = typed(_RunSpec, read_json(folder / SPEC), str(folder / SPEC))
     name, _, arguments = spec.name.partition(":")
-    own = [argument for argument in arguments.split(",") if not argument.startswith(("model=", "model_deployment="))]
+    own = [its for its in arguments.split(",") if its and not its.startswith(("model=", "model_deployment="))]
+    scenario = ":".join(filter(None, (name, ",".join(own))))
     model = spec.adapter_spec.model or spec.adapter_spec.model_deployment
     if not model:
         raise DataError(f"{folder / SPEC}: adapter_spec names no model.")
     return _Run(
         folder=folder,
         benchmark=options.benchmark or name,
-        variant=",".join(filter(None, own)),
+        task=scenario if options.benchmark else ",".join(own) or name,
+        prefix=f"{options.benchmark}/{scenario}" if options.benchmark else scenario,
         vlm=model.rpartition("/")[2],
         is_choice=spec.adapter_spec.method.startswith(_JOINT),
     )
@@ -357,7 +335,11 @@ def make_options() -> argparse.ArgumentParser:
     add("runs", type=Path, nargs="+", help="run folders, or a suite's folder that holds some")
     add("--media", type=Path, required=True, metavar="FOLDER", help="where pictures lie: their benchmark_output folder")
     add("--metric", metavar="NAME", help=f"HELM's own right or wrong (default: the first of {', '.join(METRICS)})")
-    add("--benchmark", metavar="NAME", help="what to call the scenario (default: the run's name up to the colon)")
+    add(
+        "--benchmark",
+        metavar="NAME",
+        help="one name for all runs' scenarios, which become its tasks (default: each its own)",
+    )
     add("--vlm", metavar="NAME", help="what to call the VLM (default: its model without the organisation)")
     return parser
 

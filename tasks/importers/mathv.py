@@ -19,7 +19,7 @@ from tasks.importers.clones import opened_clone
 from tasks.importers.command import make_parser, run_importer
 from tasks.importers.reading import inside, read_json_lines
 from tasks.importers.recording import Answer, Query, Recording
-from tasks.importers.rows import typed
+from tasks.importers.rows import typed_rows
 
 log = logging.getLogger(__name__)
 QUESTIONS = "data/test.jsonl"
@@ -59,12 +59,12 @@ class _Output:
 def import_clone(options: argparse.Namespace, recording: Recording) -> None:
     """Read questions, pictures and outputs of a clone into `recording`."""
     with opened_clone(options.clone, holds=QUESTIONS) as clone:
-        for line, row in read_json_lines(clone / QUESTIONS):
+        rows = read_json_lines(clone / QUESTIONS)
+        for line, question in typed_rows(_Question, rows, f"{QUESTIONS}, line", fault=recording.fault):
             try:
-                question = typed(_Question, row, f"{QUESTIONS}, line {line}")
                 recording.add_query(_query(question, options), inside(clone, question.image))
             except DataError as error:
-                recording.fault(str(error))
+                recording.fault(f"{QUESTIONS}, line {line}: {error}")
         for path in sorted((clone / "outputs").rglob("*.jsonl")):
             name = path.stem
             if "(Text" in name or name == "Random-Chance" or name.endswith(_COT) != options.cot:
@@ -92,12 +92,7 @@ def _query(question: _Question, options: argparse.Namespace) -> Query:
 
 
 def _add_answers(path: Path, vlm: str, recording: Recording) -> None:
-    for line, row in read_json_lines(path):
-        try:
-            output = typed(_Output, row, f"{path.name}, line {line}")
-        except DataError as error:
-            recording.fault(str(error))
-            continue
+    for _, output in typed_rows(_Output, read_json_lines(path), f"{path.name}, line", fault=recording.fault):
         recording.add_answer(
             Answer(
                 query_id=f"mathv/{output.id}",

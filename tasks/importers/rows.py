@@ -4,6 +4,8 @@ Fields that it does not name are left alone: publishers add some, and they are n
 """
 
 import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar
 
@@ -29,12 +31,39 @@ def typed(row_class: type[T], row: object, where: str) -> T:
         DataError: a field is missing or of another type; the text names it and what came.
     """
     key: Any = row_class
+    if isinstance(row, dict):
+        row = {field.name: row[field.name] for field in fields(key) if field.name in row}
     try:
         checked: T = _adapter(key).validate_json(json.dumps(row), strict=True)
+    except (TypeError, RecursionError) as error:  # a parquet table can hold dates and bytes
+        raise DataError(f"{where}: {error}; expected texts, numbers, lists and objects.") from None
     except pydantic.ValidationError as error:
         issues = "; ".join(_in_words(issue) for issue in error.errors())
         raise DataError(f"{where}: {issues}.") from None
     return checked
+
+
+def typed_rows(
+    row_class: type[T], rows: Iterable[tuple[object, object]], where: str, *, fault: Callable[[str], None]
+) -> Iterator[tuple[Any, T]]:
+    """Build `row_class` from each row; one that does not fit goes to `fault` and is passed over.
+
+    Args:
+        row_class: a dataclass.
+        rows: the rows with their number or name.
+        where: file and what its rows are called, for the message, as in `test.jsonl, line`.
+        fault: takes the message.
+
+    Yields:
+        The number or name of the row, and an instance of `row_class`.
+    """
+    for number, row in rows:
+        try:
+            built = typed(row_class, row, f"{where} {number}")
+        except DataError as error:
+            fault(str(error))
+        else:
+            yield number, built
 
 
 @cache

@@ -223,6 +223,29 @@ def test_missing_picture_folder_is_a_users_mistake(tmp_path: Path, runs: Runs, r
     assert "is no folder" in run.err
 
 
+def test_one_benchmarks_name_for_several_scenarios_keeps_their_queries_apart(
+    tmp_path: Path, runs: Runs, media: Path, run_importer: Any
+) -> None:
+    options = ("--media", media, "--benchmark", "vhelm", "--out", tmp_path / "out")
+    run = run_importer(main, runs.write(), *options)
+    assert run.code == 0, run.err
+    assert recorded.read_queries(tmp_path / "out").select("query_id", "benchmark", "task").rows() == [
+        ("vhelm/toy_choice:subject=hue/id0", "vhelm", "toy_choice:subject=hue"),
+        ("vhelm/toy_choice:subject=hue/id1", "vhelm", "toy_choice:subject=hue"),
+        ("vhelm/toy_free/id0", "vhelm", "toy_free"),
+        ("vhelm/toy_free/id1", "vhelm", "toy_free"),
+    ]
+
+
+def test_gold_among_choices_of_the_same_text_is_the_tagged_one(
+    tmp_path: Path, runs: Runs, media: Path, run_importer: Any
+) -> None:
+    references = runs.choice[0]["instance"]["references"]
+    references[0]["output"]["text"] = references[1]["output"]["text"]
+    assert run_importer(main, runs.write(), "--media", media, "--out", tmp_path / "out").code == 0
+    assert recorded.read_queries(tmp_path / "out")["answer"][0] == "B"
+
+
 def test_another_metric_may_be_named(tmp_path: Path, runs: Runs, media: Path, run_importer: Any) -> None:
     run = run_importer(main, runs.write(), "--media", media, "--metric", "f1_score", "--out", tmp_path / "out")
     assert run.code == 0, run.err
@@ -238,11 +261,11 @@ def test_another_metric_may_be_named(tmp_path: Path, runs: Runs, media: Path, ru
         ("run_spec.json", None, 2, "holds no run_spec.json"),
         ("scenario_state.json", b'{"request_states": [{"instance": {"id', 1, "no whole JSON file"),
         ("scenario_state.json", b'{"request_states": {}}', 1, "expected a list of request_states"),
-        ("scenario_state.json", b'{"request_states": [{"instance": {"id": 5}}]}', 1, "request 1: field"),
+        ("scenario_state.json", b'{"request_states": [{"instance": {"id": 5}}]}', 1, "row 1: field"),
         ("scenario_state.json", '{"a": "é"}'.encode("latin-1"), 1, "iconv -f LATIN1"),
         ("scenario_state.json", '{"a": 1}'.encode("utf-16"), 1, "iconv -f UTF-16"),
         ("scenario_state.json", None, 1, "instances.json is missing"),
-        ("per_instance_stats.json", b"[7]", 1, "entry 1"),
+        ("per_instance_stats.json", b"[7]", 1, "row 1"),
     ],
 )
 def test_broken_run_is_refused(

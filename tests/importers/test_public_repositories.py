@@ -257,6 +257,50 @@ def test_dynamath_program_is_the_template_and_repeated_draws_are_left_out(
     assert set(outputs["vlm"]) == {"gpt-4o-2024-08-06", "brand-new"}
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "choices"),
+    [
+        ("Is point (P) on it? (A) Yes (B) No", "B", None),  # the letters do not tell where the choices begin
+        ("Is it? (A) Yes (B) No", "AB", None),
+        ("Is it? (A) Yes (B)", "A", None),
+        ("Is it? (A) Yes (B) No", "A", ["Yes", "No"]),
+    ],
+)
+def test_dynamath_choices_are_taken_where_their_letters_are_clear(
+    tmp_path: Path, question: str, answer: str, choices: list[str] | None
+) -> None:
+    clone = write_dynamath(tmp_path / "clone")
+    path = clone / "samples and result/10trials/trial1/dataset.json"
+    draws = json.loads(path.read_text())
+    draws["2"] |= {"question": question, "answer": answer}
+    path.write_text(json.dumps(draws))
+    assert _run("dynamath", clone, tmp_path) == 0
+    queries = recorded.read_queries(tmp_path / "recorded")
+    assert queries.filter(query_id="dynamath/2-1").select("answer", "choices").row(0) == (answer, choices)
+
+
+def test_blindtest_odd_file_names_are_faults_and_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clone = write_blindtest(tmp_path / "clone")
+    _picture(clone / "src/TouchingCircle/images/gpt-4o/touching-prompt/correct/x_touch_distance_0..1.png", 20)
+    assert _run("blindtest", clone, tmp_path) == 1
+    assert "should tell its gold answer as" in capsys.readouterr().err
+
+
+def test_published_data_set_may_have_columns_of_any_kind(tmp_path: Path) -> None:
+    published = write_published(tmp_path / "valid.parquet")
+    frame = pl.read_parquet(published)
+    frame.with_columns(made=pl.lit("2024-01-01").str.to_date(), raw=pl.lit(b"x")).write_parquet(published)
+    assert _run("blindtest", write_blindtest(tmp_path / "clone"), tmp_path, "--dataset", str(published)) == 0
+
+
+def test_published_gold_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published = write_published(tmp_path / "valid.parquet")
+    frame = pl.read_parquet(published)
+    frame.with_columns(groundtruth=pl.lit(b"x")).write_parquet(published)
+    assert _run("blindtest", write_blindtest(tmp_path / "clone"), tmp_path, "--dataset", str(published)) == 1
+    assert "row 1: Object of type bytes" in capsys.readouterr().err
+
+
 def test_dynamath_verdict_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clone = write_dynamath(tmp_path / "clone")
     path = clone / "samples and result/GPT4o-result.csv"
