@@ -50,31 +50,31 @@ def kill(process: subprocess.Popen[str]) -> None:
 def test_kill_at_20_random_points_loses_no_answer_and_asks_none_again_that_was_not_in_flight(
     asking: AskingFolder, server: Hostile
 ) -> None:
-    concurrency, names = 4, ("one", "two", "three", "four")
-    server.latency_s = 0.01
+    concurrency, names = 2, ("one", "two", "three", "four", "five", "six")
+    server.latency_s = 0.02
     asking.prepare(*(vlm(name, server.base_url, endpoint={"concurrency": concurrency}) for name in names))
     draw = random.Random(7)
     may_be_asked_again: dict[str, set[tuple[str, str]]] = {name: set() for name in names}
-    for number in range(20):
+    for _ in range(20):
         known = len(server.asked)
         process = asking.start()
-        further = draw.randint(1, 16)
+        further = draw.randint(1, 24)
         wait_until(lambda: len(server.asked) >= known + further, process=process)  # noqa: B023 - called at once
-        time.sleep(draw.uniform(0, 0.01))
+        time.sleep(draw.uniform(0, 0.02))
         kill(process)
+        time.sleep(0.05)  # the server may still be reading what was sent last
         for name in names:
             may_be_asked_again[name] |= set(server.questions(name)[-concurrency:])
-        assert (asking.folder / STORE).exists(), number
     num_asked_before_the_end = len(server.asked)
-    assert num_asked_before_the_end < 4 * 90  # else the last kills met nothing
+    assert num_asked_before_the_end < 6 * 90  # else the last kills met nothing
     assert asking.collect().returncode == 0
-    assert asking.table().height == 4 * 90
+    assert asking.table().height == 6 * 90
     assert asking.table()["error"].count() == 0
     for name in names:
         questions = server.questions(name)
         assert len(set(questions)) == 90
         assert [question for question in asked_twice(questions) if question not in may_be_asked_again[name]] == []
-    assert len(server.asked) > 4 * 90  # some were in flight: the test did kill at work
+    assert len(server.asked) > 6 * 90  # some were in flight: the test did kill at work
 
 
 def test_answer_is_kept_once_the_next_is_asked(asking: AskingFolder, server: Hostile) -> None:
