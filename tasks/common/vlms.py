@@ -20,6 +20,7 @@ POOLS: tuple[Pool, ...] = ("base", "new")
 
 PLACEHOLDERS = ("question", "options", "language")  # what a prompt template may name in braces
 PRICES = ("usd_per_mtok_in", "usd_per_mtok_out", "usd_per_image", "usd_per_call")
+_LENGTHS = {"max_tokens", "max_completion_tokens"}  # budgets rest on them
 _OURS = {"model", "messages", "stream", "n"}  # what a request sets itself
 
 
@@ -40,7 +41,8 @@ class Endpoint:
         system: a system message, or None.
         prompt: template of the user message; may name {question}, {options} (the choices as lettered lines) and
             {language}.
-        generation: parameters of the request, e.g. temperature and max_tokens; an explicit null leaves one out.
+        generation: parameters of the request, e.g. temperature and max_tokens; an explicit null leaves one out. What
+            only some services know, e.g. vLLM's top_k, stands under `extra_body`.
         image_detail: `low`, `high`, `auto`, or None to leave it to the service.
         max_side: a picture with a longer side is scaled down to it, px; None sends pictures as they are stored.
         image_tokens: the most tokens that a picture can cost, for budgets; None for an estimate from its size.
@@ -84,6 +86,10 @@ class Endpoint:
             raise ValueError(f"prompt must name {{question}} and nothing but {', '.join(PLACEHOLDERS)} in braces")
         if ours := _OURS & set(self.generation):
             raise ValueError(f"generation may not set {', '.join(sorted(ours))}")
+        extra = self.generation.get("extra_body") or {}
+        if not isinstance(extra, dict) or (_OURS | _LENGTHS) & set(extra):
+            names = ", ".join(sorted(_OURS | _LENGTHS))
+            raise ValueError(f"generation.extra_body must be a mapping that sets none of {names}")
         for limit in (
             "max_side",
             "image_tokens",

@@ -45,6 +45,7 @@ def test_empty_new_pool_is_fine() -> None:
         ([_block(endpoint=_endpoint(prompt="Look!"))], r"prompt must name \{question\}"),
         ([_block(endpoint=_endpoint(prompt="{question} {answer}"))], r"nothing but question, options, language"),
         ([_block(endpoint=_endpoint(generation={"messages": []}))], r"generation may not set messages"),
+        ([_block(endpoint=_endpoint(generation={"extra_body": {"max_tokens": 9}}))], r"extra_body must .*none of max_"),
         ([_block(endpoint=_endpoint(concurrency=0))], r"concurrency must be more than 0, not 0"),
         ([_block(endpoint=_endpoint(retries=-1))], r"retries may not be negative, not -1"),
         ([_block(usd_per_call=-0.1)], r"usd_per_call may not be negative"),
