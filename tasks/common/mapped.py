@@ -21,9 +21,9 @@ params.yaml. A picture is followed only inside `images`, and is copied under the
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -33,23 +33,17 @@ from arms_model.errors import ConfigError, DataError
 from arms_model.pictures import check_header
 from arms_model.settings import nearest
 from tasks.common import recorded
-from tasks.common.tables import SCHEMAS, read_parquet, write_table
+from tasks.common.tables import SCHEMAS, write_table
 
 QUERIES = {name: dtype for name, dtype in SCHEMAS["queries"].items() if name != "image_sha256"}
 OUTPUTS = {
     ("reference_correct" if name == "imported_correct" else name): dtype for name, dtype in SCHEMAS["collect"].items()
 }
-_NEEDED = {
-    "queries": ("query_id", "benchmark", "task", "language", "question", "answer", "answer_type", "image"),
-    "collect": ("query_id", "vlm"),
-}
+_NEEDED = ("query_id", "benchmark", "task", "language", "question", "answer", "answer_type", "image")
 _KINDS = (".csv", ".tsv", ".parquet", ".jsonl")
 _TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _NUM_NAMED = 5  # rows at fault that a message names
-_SUFFIXES = {
-    b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif",
-    b"MM\0*": "tif",
-}  # fmt: skip
+_ROWS_AT_ONCE = 256  # of pictures that stand in a table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,22 +75,77 @@ class TableMapping:
             raise ValueError("list_separator may not be empty")
 
 
-def read_outputs(mapping: TableMapping) -> pl.DataFrame:
+def read_outputs(mapping: TableMapping, *, where: str = "collect.table") -> pl.DataFrame:
     """What VLMs answered, as table `collect`, all VLMs together.
 
     Args:
         mapping: `collect.table`.
+        where: the mapping's own place, for messages.
 
     Raises:
         ConfigError: the file or a column that params name is not there, or they name no label, output or error.
         DataError: the file is damaged, a value cannot be read as what it should be, or `recorded.checked_outputs`.
     """
-    _check_keys(mapping, OUTPUTS, stage="collect")
+    _check_keys(mapping, OUTPUTS, ("query_id", "vlm"), where=where)
     if not {"output", "reference_correct", "error"} & {*mapping.columns, *mapping.constants}:
-        raise ConfigError("collect.table.columns: map at least one of output, reference_correct and error.")
-    frame = _mapped(mapping, OUTPUTS, stage="collect")
-    missing = [pl.lit(None, OUTPUTS[name]).alias(name) for name in OUTPUTS if name not in frame.columns]
-    return recorded.checked_outputs(frame.with_columns(missing), where=mapping.file)
+        raise ConfigError(f"{where}.columns: map at least one of output, reference_correct and error.")
+    return recorded.checked_outputs(_mapped(mapping, OUTPUTS, where=where), where=mapping.file)
+
+
+def read_queries(mapping: TableMapping, *, where: str = "queries.table") -> pl.DataFrame:
+    """The queries in columns of QUERIES; `image` only where it is a path.
+
+    Args:
+        mapping: `queries.table`.
+        where: the mapping's own place, for messages.
+
+    Raises:
+        ConfigError: the file, the folder of pictures or a column that params name is not there.
+        DataError: the file is damaged, or a value cannot be what it should be; rows are named.
+    """
+    _check_keys(mapping, QUERIES, _NEEDED, where=where)
+    frame = _mapped(mapping, QUERIES, where=where)
+    if "image" in frame.columns and not Path(mapping.images or "?").is_dir():
+        missing = f"; there is no folder {mapping.images}" if mapping.images else ""
+        raise ConfigError(f"{where}.images: name the folder that the pictures' paths lie under{missing}.")
+    wrong = frame.filter(~pl.col("answer_type").is_in(["choice", "free"]))
+    if wrong.height:
+        raise DataError(f"{mapping.file}: answer_type must be choice or free, got {_named(wrong, 'answer_type')}.")
+    rows = frame.filter(answer_type="choice").select("query_id", "answer", "choices").iter_rows()
+    astray = [f"{key} ({gold!r})" for key, gold, its in rows if gold and its and not recorded.is_among(gold, its)]
+    if astray:
+        found = recorded.named(astray, len(astray))
+        raise DataError(f"{mapping.file}: answers that are none of their choices, {found}; correct them.")
+    return frame
+
+
+def pictures(queries: pl.DataFrame, mapping: TableMapping) -> Iterator[tuple[str, bytes | str | None]]:
+    """Each query's id and image cell: a path, or a picture's bytes, of which few are in memory at a time.
+
+    Args:
+        queries: from `read_queries`.
+        mapping: the same mapping.
+    """
+    if "image" in queries.columns:
+        yield from queries.select("query_id", "image").iter_rows()
+        return
+    cells = pl.scan_parquet(mapping.file, glob=False).select(mapping.columns["image"])
+    for start in range(0, queries.height, _ROWS_AT_ONCE):
+        column = cells.slice(start, _ROWS_AT_ONCE).collect().to_series()
+        if isinstance(column.dtype, pl.Struct):  # as data sets of the hub have them
+            column = column.struct.field("bytes")
+        yield from zip(queries["query_id"].slice(start, _ROWS_AT_ONCE), column, strict=True)
+
+
+def picture(cell: bytes | str | None, mapping: TableMapping) -> bytes | Path:
+    """The picture that a cell holds or names.
+
+    Raises:
+        DataError: the cell is empty, or names no file in the mapping's folder of pictures.
+    """
+    if not cell:
+        raise DataError("its image cell is empty; fill it, or drop the query")
+    return cell if isinstance(cell, bytes) else recorded.inside(Path(mapping.images or ""), cell)
 
 
 def write_query_set(mapping: TableMapping, target: Path, *, max_pixels: int) -> pl.DataFrame:
@@ -111,20 +160,14 @@ def write_query_set(mapping: TableMapping, target: Path, *, max_pixels: int) -> 
         The table `queries` as written; `image` is relative to `target/images`.
 
     Raises:
-        ConfigError: the file, the folder of pictures or a column that params name is not there.
-        DataError: the file is damaged, breaks the contract, or pictures are missing or broken; rows are named.
+        ConfigError: see `read_queries`.
+        DataError: see `read_queries`; or the table breaks the contract, or pictures are missing or broken.
     """
-    _check_keys(mapping, QUERIES, stage="queries")
-    frame = _mapped(mapping, QUERIES, stage="queries")
-    missing = [pl.lit(None, QUERIES[name]).alias(name) for name in QUERIES if name not in frame.columns]
-    frame = frame.with_columns(missing)
-    wrong = frame.filter(~pl.col("answer_type").is_in(["choice", "free"]))
-    if wrong.height:
-        raise DataError(f"{mapping.file}: answer_type must be choice or free, got {_named(wrong, 'answer_type')}.")
-    pictures = _copied(frame, mapping, target, max_pixels=max_pixels)
+    frame = read_queries(mapping)
+    copied = _copied(frame, mapping, target, max_pixels=max_pixels)
     frame = frame.with_columns(
-        pl.Series("image", [f"{recorded.IMAGES}/{name}" for name, _ in pictures], pl.String),
-        pl.Series("image_sha256", [digest for _, digest in pictures], pl.String),
+        pl.Series("image", [f"{recorded.IMAGES}/{name}" for name, _ in copied], pl.String),
+        pl.Series("image_sha256", [digest for _, digest in copied], pl.String),
     )
     queries = recorded.checked_queries(frame, where=mapping.file)
     queries = queries.with_columns(pl.col("image").str.strip_prefix(f"{recorded.IMAGES}/"))
@@ -137,60 +180,80 @@ def source_paths(table: dict[str, Any], base: Path) -> dict[str, str]:
     return {key: str((base / table[key]).resolve()) for key in ("file", "images") if table.get(key)}
 
 
-def _check_keys(mapping: TableMapping, known: dict[str, pl.DataType], *, stage: str) -> None:
+def _check_keys(mapping: TableMapping, known: dict[str, pl.DataType], needed: tuple[str, ...], *, where: str) -> None:
     named = {*mapping.columns, *mapping.constants}
     for name in sorted(named - set(known)):
-        raise ConfigError(f"{stage}.table: unknown column '{name}'; {nearest(name, known)}")
-    for name in _NEEDED[stage]:
+        raise ConfigError(f"{where}: unknown column '{name}'; {nearest(name, known)}")
+    for name in needed:
         if name not in named:
-            raise ConfigError(f"{stage}.table: {name} is missing; name its column in columns, or a text in constants.")
+            raise ConfigError(f"{where}: {name} is missing; name its column in columns, or a text in constants.")
 
 
-def _mapped(mapping: TableMapping, schema: dict[str, pl.DataType], *, stage: str) -> pl.DataFrame:
-    """The table with our names and types; `image` is left as it is."""
+def _mapped(mapping: TableMapping, schema: dict[str, pl.DataType], *, where: str) -> pl.DataFrame:
+    """The table with our names and types, what is not mapped as nulls; `image` only where it is a path."""
     path = Path(mapping.file)
     if not path.is_file():
-        raise ConfigError(f"{stage}.table.file names {mapping.file}, but there is no such file.")
+        raise ConfigError(f"{where}.file names {mapping.file}, but there is no such file.")
     theirs = {name: its if isinstance(its, list) else [its] for name, its in mapping.columns.items()}
-    frame = _read(path, columns=list(dict.fromkeys(column for its in theirs.values() for column in its)))
+    wanted = list(dict.fromkeys(column for its in theirs.values() for column in its))
+    frame, found = _read(path, wanted, image=theirs.get("image", [""])[0])
     for name, its in theirs.items():
         for column in its:
-            if column not in frame.columns:
+            if column not in found:
                 raise ConfigError(
-                    f"{stage}.table.columns.{name}: {mapping.file} has no column '{column}'; "
-                    f"{nearest(column, frame.columns)}"
+                    f"{where}.columns.{name}: {mapping.file} has no column '{column}'; {nearest(column, found)}"
                 )
     if not frame.height:
-        raise DataError(f"{mapping.file}: has no rows; name another file in {stage}.table.file.")
-    columns = [
-        _choices(frame, its, mapping) if name == "choices" else _cast(frame[its[0]], name, schema[name], mapping.file)
-        for name, its in theirs.items()
-    ]
-    constants = {name: pl.Series(name, [text] * frame.height) for name, text in mapping.constants.items()}
-    return pl.DataFrame([*columns, *(_cast(s, n, schema[n], "constants") for n, s in constants.items())])
+        raise DataError(f"{mapping.file}: has no rows; name another file in {where}.file.")
+    columns = []
+    for name, its in theirs.items():
+        if name == "choices":
+            columns.append(_choices(frame, its, mapping))
+        elif name != "image" or not _holds_pictures(found[its[0]], mapping.file):
+            columns.append(_cast(frame[its[0]], name, schema[name], mapping.file))
+    for name, text in mapping.constants.items():
+        columns.append(_cast(pl.Series(name, [text] * frame.height), name, schema[name], "constants"))
+    mapped = pl.DataFrame(columns)
+    rest = {name: dtype for name, dtype in schema.items() if name not in {*theirs, *mapping.constants}}
+    return mapped.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in rest.items())
 
 
-def _read(path: Path, *, columns: list[str]) -> pl.DataFrame:
+def _holds_pictures(dtype: pl.DataType, file: str) -> bool:
+    """Whether the image column holds the pictures' bytes, alone or in a struct; not so a column of paths."""
+    inner = dict(dtype).get("bytes", dtype) if isinstance(dtype, pl.Struct) else dtype
+    if inner not in (pl.String(), pl.Binary(), pl.Null()):
+        raise DataError(f"{file}: the image column is {dtype}; expected paths, or the pictures' bytes.")
+    return inner == pl.Binary()
+
+
+def _read(path: Path, columns: list[str], *, image: str) -> tuple[pl.DataFrame, dict[str, pl.DataType]]:
+    """The table's named columns, but for pictures' bytes, and the types of all its columns."""
     kind = path.suffix.lower()
-    if kind == ".parquet":
-        return read_parquet(path)
     if kind == ".jsonl":
-        return _read_json_lines(path, columns)
+        frame = _read_json_lines(path, columns)
+        return frame, dict(frame.schema)
     try:
-        return pl.read_csv(path, separator="\t" if kind == ".tsv" else ",", infer_schema=False)
+        if kind == ".parquet":
+            table = pl.scan_parquet(path, glob=False)
+            found = dict(table.collect_schema())
+            named = [name for name in columns if name in found]
+            small = [name for name in named if name != image or not _holds_pictures(found[name], str(path))]
+            return table.select(small).collect(), found
+        frame = pl.read_csv(path, separator="\t" if kind == ".tsv" else ",", infer_schema=False, glob=False)
     except (PolarsError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path} is no readable {kind[1:]} file in UTF-8 ({error}); correct it, or save it as UTF-8."
         ) from None
+    return frame, dict(frame.schema)
 
 
 def _read_json_lines(path: Path, columns: list[str]) -> pl.DataFrame:
     values: dict[str, list[Any]] = {}
     count = 0
     try:
-        with path.open(encoding="utf-8") as handle:
+        with path.open(encoding="utf-8-sig") as handle:
             for count, line in enumerate((line for line in handle if line.strip()), start=1):
-                row = json.loads(line)
+                row = recorded.encodable(json.loads(line))
                 if not isinstance(row, dict):
                     raise DataError(f"{path}, row {count}: expected an object, got {type(row).__name__}.")
                 for column in row:
@@ -200,7 +263,7 @@ def _read_json_lines(path: Path, columns: list[str]) -> pl.DataFrame:
                     gathered.append(row.get(column))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not in UTF-8 ({error}); save it as UTF-8.") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}, row {count}: no JSON ({error}); correct it, or fetch the file again.") from None
     return pl.DataFrame([_series(name, gathered) for name, gathered in values.items()])
 
@@ -210,7 +273,7 @@ def _series(name: str, values: list[Any]) -> pl.Series:
     kinds = {type(value) for value in values if value is not None}
     if kinds == {list}:
         return pl.Series(name, [value and [_text(item) for item in value] for value in values], pl.List(pl.String))
-    if len(kinds) == 1 and kinds <= {str, bool, int, float}:
+    if len(kinds) == 1 and kinds <= {str, bool, float}:
         return pl.Series(name, values)
     return pl.Series(name, [None if value is None else _text(value) for value in values], pl.String)
 
@@ -221,15 +284,28 @@ def _text(value: Any) -> str:
 
 def _choices(frame: pl.DataFrame, its: list[str], mapping: TableMapping) -> pl.Series:
     """A list of texts a row, from a list column, one text with separators, or a column a choice."""
+    dtype = frame.schema[its[0]]
+    rows: Iterable[Sequence[str | None]]
     if len(its) > 1:
-        columns = [_cast(frame[column], column, pl.String(), mapping.file) for column in its]
-        rows: Any = ([text for text in row if text] for row in zip(*columns, strict=True))
-    elif isinstance(frame.schema[its[0]], pl.List):
-        return frame[its[0]].cast(pl.List(pl.String)).alias("choices")
+        rows = zip(*(_cast(frame[column], column, pl.String(), mapping.file) for column in its), strict=True)
+    elif isinstance(dtype, (pl.List, pl.Array)):
+        if dtype.inner.is_nested() or dtype.inner == pl.Binary():
+            raise DataError(f"{mapping.file}: column '{its[0]}' is {dtype}; choices needs lists of texts.")
+        rows = (row or () for row in frame[its[0]].cast(pl.List(pl.String)).to_list())
     else:
         texts = _cast(frame[its[0]], "choices", pl.String(), mapping.file)
-        rows = ([part.strip() for part in text.split(mapping.list_separator)] if text else [] for text in texts)
-    return pl.Series("choices", [row or None for row in rows], pl.List(pl.String))
+        rows = ((text or "").split(mapping.list_separator) for text in texts)
+    choices = [[(text or "").strip() for text in row] for row in rows]
+    for row in choices:
+        while row and not row[-1]:  # questions with fewer choices than others
+            row.pop()
+    gaps = [number for number, row in enumerate(choices, start=1) if "" in row]
+    if gaps:
+        raise DataError(
+            f"{mapping.file}: a choice is empty before others, so that letters would shift, in rows: "
+            f"{recorded.named(gaps, len(gaps))}; fill it."
+        )
+    return pl.Series("choices", [row or None for row in choices], pl.List(pl.String))
 
 
 def _cast(series: pl.Series, name: str, dtype: pl.DataType, file: str) -> pl.Series:
@@ -268,12 +344,12 @@ def _copied(frame: pl.DataFrame, mapping: TableMapping, target: Path, *, max_pix
     """Copy each row's picture under target/images; its file name there and its hash, in the rows' order."""
     (target / recorded.IMAGES).mkdir()
     copied, faults = [], []
-    for query_id, picture in _pictures(frame, mapping):
+    for query_id, cell in pictures(frame, mapping):
         try:
-            content = picture if isinstance(picture, bytes) else _picture_file(picture, mapping)
+            found = picture(cell, mapping)
+            content = found if isinstance(found, bytes) else found.read_bytes()
             digest = hashlib.sha256(content).hexdigest()
-            suffix = next((its for start, its in _SUFFIXES.items() if content.startswith(start)), "bin")
-            name = f"{digest[:16]}.{suffix}"
+            name = f"{digest[:16]}.{recorded.suffix(content)}"
             place = target / recorded.IMAGES / name
             if not place.exists():
                 place.write_bytes(content)
@@ -285,34 +361,6 @@ def _copied(frame: pl.DataFrame, mapping: TableMapping, target: Path, *, max_pix
     if faults:
         raise DataError(f"{mapping.file}: pictures that cannot be used, {recorded.named(faults, len(faults))}")
     return copied
-
-
-def _pictures(frame: pl.DataFrame, mapping: TableMapping) -> Iterator[tuple[str, str | bytes]]:
-    """(query, path or bytes) of each row; bytes alone, or in a struct as data sets of the hub have them."""
-    column = frame["image"]
-    if isinstance(column.dtype, pl.Struct) and "bytes" in frame.select("image").unnest("image").columns:
-        column = column.struct.field("bytes")
-    if isinstance(column.dtype, pl.String) and mapping.images is None:
-        raise ConfigError("queries.table.images: name the folder that the pictures' paths lie under.")
-    if not isinstance(column.dtype, (pl.String, pl.Binary)):
-        raise DataError(f"{mapping.file}: the image column is {column.dtype}; expected paths, or the pictures' bytes.")
-    if column.null_count():
-        raise DataError(f"{mapping.file}: the image column is empty in {_named(frame.filter(column.is_null()))}.")
-    yield from zip(frame["query_id"], column, strict=True)
-
-
-def _picture_file(name: str, mapping: TableMapping) -> bytes:
-    folder = Path(mapping.images or "").resolve()
-    if not folder.is_dir():
-        raise ConfigError(f"queries.table.images names {mapping.images}, but there is no such folder.")
-    parts = PurePosixPath(name).parts
-    path = (folder / name).resolve()  # follows links, so that one which leads out is seen
-    if "\\" in name or ".." in parts or not path.is_relative_to(folder):
-        raise DataError(f"{name!r} leads out of {mapping.images}; put the picture there.")
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise DataError(f"picture {path} is missing; put the file there, or drop the query.") from None
 
 
 def _named(rows: pl.DataFrame, *columns: str) -> str:

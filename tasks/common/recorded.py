@@ -13,8 +13,10 @@ Nothing in it is trusted: columns, types, keys, picture files and their hashes a
 
 import hashlib
 import os
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import polars as pl
 
@@ -26,6 +28,10 @@ VARIABLE = "ARMS_REAL_DATA"
 QUERIES, OUTPUTS, IMAGES = "queries.parquet", "outputs.parquet", "images"
 SOURCE_FILES = {"queries": (QUERIES, IMAGES), "collect": (OUTPUTS,)}  # what each stage reads of the folder
 _OPTIONAL_IN_QUERIES = ("image_group", "template", "licence", "source_image_sha256")
+_SUFFIXES = {
+    b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif",
+    b"MM\0*": "tif",
+}  # fmt: skip
 _NUM_NAMED = 20  # rows at fault that a message names
 
 
@@ -52,6 +58,30 @@ def source_folder(folder: str | None, *, where: str) -> Path:
     path = Path(name).resolve()
     if not path.is_dir():
         raise ConfigError(f"{named_by} names {name}, but there is no such folder; expected one that holds {QUERIES}.")
+    return path
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` under `folder`, which the user named and a data file points into.
+
+    Args:
+        folder: the folder.
+        name: a path relative to it, or an absolute one that lies in it.
+
+    Raises:
+        DataError: the path leads out of `folder` by itself or by a link, is a URL, or there is no such file.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+        raise DataError(f"{name[:200]!r} is a URL, and nothing is fetched here; download it and name the folder.")
+    path = folder / name
+    is_odd = not name or "\\" in name or "\0" in name or ".." in path.parts[len(folder.parts) :]
+    try:
+        if is_odd or PureWindowsPath(name).drive or not path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{name[:200]!r} leads out of {folder}; it is not followed, put the file there.")
+        if not path.is_file():
+            raise DataError(f"{path} is missing; put the file there.")
+    except (OSError, RuntimeError) as error:  # a name too long, a circle of links
+        raise DataError(f"{name[:200]!r} cannot be a file in {folder} ({error}).") from None
     return path
 
 
@@ -139,6 +169,35 @@ def read_picture(folder: Path, image: str, *, sha256: str, max_pixels: int) -> b
             f"{path}: sha256 is {found[:12]}..., but {QUERIES} says {sha256[:12]}...; the picture was changed or cut."
         )
     return content
+
+
+def is_among(answer: str, choices: Sequence[str]) -> bool:
+    """Whether a gold names one of the choices: by its text, or by its letter."""
+    letter = answer.strip().upper()
+    return answer in choices or (len(letter) == 1 and 0 <= ord(letter) - ord("A") < len(choices))
+
+
+def suffix(content: bytes) -> str:
+    """What a picture file's name ends in, without the dot, by the content's first bytes."""
+    return next((its for start, its in _SUFFIXES.items() if content.startswith(start)), "picture")
+
+
+def encodable(value: Any) -> Any:
+    """A value as JSON gives it, its texts without half surrogate pairs: JSON can carry them and UTF-8 cannot.
+
+    They are real: an answer that was cut off at its token limit may end in half an emoji.
+    """
+    if isinstance(value, list):
+        return [encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {encodable(name): encodable(item) for name, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
 
 
 def named(rows: Iterable[object], count: int) -> str:

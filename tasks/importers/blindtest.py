@@ -25,9 +25,10 @@ from PIL import Image
 
 from arms_model.errors import ConfigError, DataError
 from arms_model.pictures import decode_picture, open_picture
+from tasks.common.recorded import inside
 from tasks.importers.clones import opened_clone
 from tasks.importers.command import make_parser, run_importer
-from tasks.importers.reading import inside, read_rows
+from tasks.importers.reading import read_rows
 from tasks.importers.recording import Answer, Query, Recording
 from tasks.importers.rows import typed
 

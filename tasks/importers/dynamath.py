@@ -18,9 +18,10 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from arms_model.errors import DataError
+from tasks.common.recorded import inside
 from tasks.importers.clones import opened_clone
 from tasks.importers.command import make_parser, run_importer
-from tasks.importers.reading import inside, read_json, read_rows
+from tasks.importers.reading import read_json, read_rows
 from tasks.importers.recording import Answer, Query, Recording
 from tasks.importers.rows import typed_rows
 

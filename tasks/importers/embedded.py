@@ -1,11 +1,10 @@
-"""Values that formats write inside a text: pictures as base64, lists as JSON or Python has them, half characters."""
+"""Values that formats write inside a text: pictures as base64, lists as JSON or Python has them."""
 
 import ast
 import base64
 import binascii
 import json
 import re
-from typing import Any
 
 from arms_model.errors import DataError
 
@@ -38,21 +37,3 @@ def texts(cell: object) -> list[str]:
     if isinstance(cell, list):
         return [str(item) for item in cell]
     return [] if cell is None or cell == "" else [str(cell)]
-
-
-def encodable(value: Any) -> Any:
-    """A value as JSON gives it, its texts without half surrogate pairs: JSON can carry them and UTF-8 cannot.
-
-    They are real: an answer that was cut off at its token limit may end in half an emoji.
-    """
-    if isinstance(value, list):
-        return [encodable(item) for item in value]
-    if isinstance(value, dict):
-        return {encodable(name): encodable(item) for name, item in value.items()}
-    if not isinstance(value, str):
-        return value
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value

@@ -6,8 +6,7 @@ from typing import Any
 import polars as pl
 
 from arms_model.errors import DataError
-from tasks.common.recorded import named
-from tasks.importers.embedded import encodable
+from tasks.common.recorded import encodable, named
 
 _ROWS_A_CHUNK = 20_000
 _NUM_NAMED = 20

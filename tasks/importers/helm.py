@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from arms_model.errors import ConfigError, DataError
+from tasks.common.recorded import inside
 from tasks.importers.choices import answer_type
 from tasks.importers.command import make_parser, run_importer
-from tasks.importers.reading import inside, read_json
+from tasks.importers.reading import read_json
 from tasks.importers.recording import Answer, Query, Recording, with_choices
 from tasks.importers.rows import typed, typed_rows
 

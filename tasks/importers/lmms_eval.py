@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from arms_model.errors import ConfigError, DataError
+from tasks.common.recorded import inside
 from tasks.importers.choices import answer_type, without_letters
 from tasks.importers.command import make_parser, run_importer
 from tasks.importers.embedded import picture_bytes, texts
-from tasks.importers.reading import inside, read_json_lines, read_rows
+from tasks.importers.reading import read_json_lines, read_rows
 from tasks.importers.recording import Answer, Query, Recording, StoredPicture, with_choices
 
 _LOG_NAME = re.compile(r"(?:(?P<date>[\dT_-]+)_)?samples_(?P<task>.+)\.jsonl")
@@ -75,7 +76,7 @@ def _take(
     doc_id = _doc_id(row)
     query_id = f"{log.benchmark}/{doc_id}"
     doc = _doc(row, doc_id, options, dataset)
-    golds = texts(row.get("target") if options.answer_field is None else doc.get(options.answer_field))
+    golds = texts(row.get("target") if options.answer_field is None else _field(doc, options.answer_field, "answer"))
     output, verdict = _output(row), _verdict(row, options.metric)
     if not golds or (len(golds) > 1 and verdict is None):
         recording.leave_out(
@@ -126,11 +127,11 @@ def _query(
         if not 0 <= place < len(choices):
             raise DataError(f"the gold {gold} counts past the {len(choices)} choices; correct --answers-count-from")
         gold = chr(ord("A") + place)
-    task = doc.get(options.task_field) if options.task_field else None
+    task = texts(_field(doc, options.task_field, "task")) if options.task_field else []
     return Query(
         query_id=query_id,
         benchmark=log.benchmark,
-        task=str(task) if task else log.benchmark,
+        task=", ".join(task) or log.benchmark,
         language=options.language,
         question=question,
         choices=choices or None,
@@ -235,13 +236,18 @@ def _prompt(row: dict[str, Any]) -> str:
 
 
 def _choices(doc: dict[str, Any], name: str | None) -> list[str]:
-    if name is not None and name not in doc:
-        raise DataError(f"doc has no field {name!r}, it has {', '.join(doc) or 'none'}; correct --choices-field")
-    for candidate in (name,) if name else _CHOICE_FIELDS:
-        choices = texts(doc.get(candidate)) if isinstance(doc.get(candidate), list | str) else []
+    for value in [_field(doc, name, "choices")] if name else map(doc.get, _CHOICE_FIELDS):
+        choices = texts(value) if isinstance(value, list | str) else []
         if len(choices) > 1:
             return without_letters(choices)
     return []
+
+
+def _field(doc: dict[str, Any], name: str, what: str) -> Any:
+    """What a field that the user named holds."""
+    if name not in doc:
+        raise DataError(f"doc has no field {name!r}, it has {', '.join(doc) or 'none'}; correct --{what}-field")
+    return doc[name]
 
 
 def _verdict(row: dict[str, Any], metric: str | None) -> bool | None:

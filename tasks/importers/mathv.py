@@ -13,12 +13,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 
 from arms_model.errors import DataError
+from tasks.common.recorded import inside
 from tasks.importers.clones import opened_clone
 from tasks.importers.command import make_parser, run_importer
-from tasks.importers.reading import inside, read_json_lines
-from tasks.importers.recording import Answer, Query, Recording
+from tasks.importers.reading import read_json_lines
+from tasks.importers.recording import Answer, Query, Recording, with_choices
 from tasks.importers.rows import typed_rows
 
 log = logging.getLogger(__name__)
@@ -75,15 +77,15 @@ def import_clone(options: argparse.Namespace, recording: Recording) -> None:
 
 
 def _query(question: _Question, options: argparse.Namespace) -> Query:
-    letters = [chr(ord("A") + position) for position in range(len(question.options))]
-    choices = [choice if choice.strip() else letter for letter, choice in zip(letters, question.options, strict=True)]
-    lines = [f"\n{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
+    choices = [
+        choice if choice.strip() else letter for letter, choice in zip(ascii_uppercase, question.options, strict=False)
+    ]
     return Query(
         query_id=f"mathv/{question.id}",
         benchmark="MATH-Vision",
         task=question.subject,
         language=options.language,
-        question=question.question + "".join(lines),
+        question=with_choices(question.question, choices),
         choices=choices,
         answer=question.answer,
         answer_type="choice" if question.options else "free",

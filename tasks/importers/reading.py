@@ -1,7 +1,6 @@
 """Read text files and tables of unknown origin: size, encoding and form are checked, and a fault says file and line.
 
-Rows come one by one, so that a data set with its pictures inside need not fit into memory. Paths that a file names are
-followed only inside the folder that the user named. Nothing is unpickled.
+Rows come one by one, so that a data set with its pictures inside need not fit into memory. Nothing is unpickled.
 """
 
 import csv
@@ -12,14 +11,14 @@ import math
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 from polars.exceptions import PolarsError
 
 from arms_model.errors import ConfigError, DataError
-from tasks.importers.embedded import encodable
+from tasks.common.recorded import encodable
 from tasks.importers.spreadsheet import read_xlsx
 
 MAX_JSON_BYTES = 1_000_000_000  # read whole
@@ -28,29 +27,6 @@ _PARQUET_ROWS = 256
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
 _TABLES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-def inside(folder: Path, name: str) -> Path:
-    """The file `name` under `folder`, which the user named and a data file points into.
-
-    Raises:
-        DataError: an absolute name, a URL, `..`, a backslash, a link that leads out of `folder`, or no such file.
-    """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
-        raise DataError(f"{name[:200]!r} is a URL, and nothing is fetched here; download it and name the folder.")
-    parts = PurePosixPath(name).parts
-    odd = "\\" in name or "\0" in name or PureWindowsPath(name).drive
-    if not parts or parts[0] == "/" or ".." in parts or odd:
-        raise DataError(f"{name[:200]!r} does not name a file inside {folder}; it is not followed.")
-    path = folder / name
-    try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"{path} is a link that leads out of {folder}; it is not followed.")
-        if not path.is_file():
-            raise DataError(f"{path} is missing; put the file there.")
-    except (OSError, RuntimeError) as error:  # a name too long, a circle of links
-        raise DataError(f"{name[:200]!r} cannot be a file in {folder} ({error}).") from None
-    return path
 
 
 def read_json(path: Path) -> Any:

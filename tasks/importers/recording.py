@@ -14,11 +14,14 @@ import hashlib
 import logging
 import math
 import os
+import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Literal, NamedTuple
 
 import polars as pl
@@ -38,7 +41,6 @@ OUTPUTS_SCHEMA: dict[str, pl.DataType] = {
 _MAX_FAULTS = 1000  # then reading on is a waste: the file is another than the importer takes it for
 _NUM_NAMED = 20
 _PROGRESS_S = 10.0
-_SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +111,12 @@ class StoredPicture(NamedTuple):
 
 
 def with_choices(question: str, choices: Sequence[str] | None) -> str:
-    """The question with its choices below it as lettered lines, unless their texts stand in it already."""
-    if not choices or all(choice in question for choice in choices):
+    """The question with its choices below it as lettered lines, unless they stand in it behind their letters."""
+    lettered = list(zip(ascii_uppercase, choices or (), strict=False))
+    marks = (rf"\b{letter}\s*[.):]\)?\s*{re.escape(choice.strip())}(?!\w)" for letter, choice in lettered)
+    if all(re.search(mark, question, re.IGNORECASE) for mark in marks):
         return question
-    lines = [f"{chr(ord('A') + place)}. {choice}" for place, choice in enumerate(choices)]
-    return "\n".join([question, *lines])
+    return "\n".join([question, *(f"{letter}. {choice}" for letter, choice in lettered)])
 
 
 class Recording:
@@ -187,7 +190,7 @@ class Recording:
             raise DataError(f"picture {name} has {num_bytes:,} bytes, at most {MAX_PICTURE_BYTES:,} are allowed.")
         content = picture.read_bytes() if isinstance(picture, Path) else picture
         sha256 = hashlib.sha256(content).hexdigest()
-        image = f"{recorded.IMAGES}/{sha256[:2]}/{sha256}.{_suffix(content)}"
+        image = f"{recorded.IMAGES}/{sha256[:2]}/{sha256}.{recorded.suffix(content)}"
         place = self._folder / image
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -241,9 +244,9 @@ class Recording:
         self.refuse_faults()
         taken = self._queries.frame()
         if queries is None and not taken.height:
-            raise DataError(
-                f"no query was found in the source ({len(self.left_out)} were left out); nothing was written."
-            )
+            reasons = Counter(self.left_out.values()).most_common(_NUM_NAMED)
+            left_out = "; ".join(f"{count} {reason}" for reason, count in reasons) or "none"
+            raise DataError(f"no query was found in the source (left out: {left_out}); nothing was written.")
         all_queries = united(queries, taken, key=KEYS["queries"], but="image", what="queries")
         known = set(all_queries["query_id"])
         self.left_out = {query_id: reason for query_id, reason in self.left_out.items() if query_id not in known}
@@ -310,7 +313,7 @@ def _faults_of_query(query: Query) -> list[str]:
     choices = query.choices or ()
     if any(not isinstance(choice, str) or not choice.strip() for choice in choices):
         faults.append("a choice is empty or no text")
-    elif not faults and query.answer_type == "choice" and choices and not _is_among(query.answer, choices):
+    elif not faults and query.answer_type == "choice" and choices and not recorded.is_among(query.answer, choices):
         faults.append(f"the answer {query.answer[:60]!r} is none of the {len(choices)} choices")
     return faults
 
@@ -318,11 +321,6 @@ def _faults_of_query(query: Query) -> list[str]:
 def _is_blank(query: Query, name: str) -> bool:
     value = getattr(query, name)
     return not isinstance(value, str) or not value.strip()
-
-
-def _is_among(answer: str, choices: Sequence[str]) -> bool:
-    letter = answer.strip().upper()
-    return answer in choices or (len(letter) == 1 and 0 <= ord(letter) - ord("A") < len(choices))
 
 
 def _faults_of_answer(answer: Answer) -> list[str]:
@@ -348,10 +346,6 @@ def _faults_of_answer(answer: Answer) -> list[str]:
     if answer.error is not None and answer.reference_correct:
         faults.append("it is an error, but called right")
     return faults
-
-
-def _suffix(content: bytes) -> str:
-    return next((suffix for magic, suffix in _SUFFIXES.items() if content.startswith(magic)), "picture")
 
 
 def _holds_recorded_set(out: Path) -> bool:

@@ -14,8 +14,8 @@ from typing import IO
 from xml.etree.ElementTree import Element, iterparse
 
 from arms_model.errors import DataError
+from tasks.common.recorded import encodable
 from tasks.importers.archives import PLAIN_METHODS
-from tasks.importers.embedded import encodable
 
 MAX_XLSX_BYTES = 400_000_000  # of one member, unpacked
 MAX_COLUMNS = 16_384

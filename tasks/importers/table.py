@@ -14,7 +14,6 @@ Either may be left out. Where one table is all there is, no folder is needed: se
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,11 +21,11 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from arms_model.errors import ConfigError
+from arms_model.errors import ConfigError, DataError
 from arms_model.settings import parse
-from tasks.common import mapped, recorded
+from tasks.common import mapped
 from tasks.importers.command import make_parser, run_importer
-from tasks.importers.recording import Answer, Query, Recording
+from tasks.importers.recording import Answer, Query, Recording, with_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +52,9 @@ def import_tables(options: argparse.Namespace, recording: Recording) -> None:
     if mappings.queries is not None:
         _add_queries(_located(mappings.queries, base), options, recording)
     if mappings.collect is not None:
-        answers = mapped.read_outputs(_located(mappings.collect, base)).rename(
-            {"imported_correct": "reference_correct"}
-        )
+        where = f"{options.mapping.name}: collect"
+        answers = mapped.read_outputs(_located(mappings.collect, base), where=where)
+        answers = answers.rename({"imported_correct": "reference_correct"})
         columns = [field.name for field in fields(Answer)]
         for row in answers.select(columns).iter_rows(named=True):
             recording.add_answer(Answer(**row))
@@ -78,13 +77,15 @@ def _located(mapping: mapped.TableMapping, base: Path) -> mapped.TableMapping:
 
 def _add_queries(mapping: mapped.TableMapping, options: argparse.Namespace, recording: Recording) -> None:
     columns = [field.name for field in fields(Query)]
-    with tempfile.TemporaryDirectory(prefix="arms-table-") as folder:
-        queries = mapped.write_query_set(mapping, Path(folder), max_pixels=options.max_pixels)
-        for row in queries.iter_rows(named=True):
-            query = Query(**{name: row[name] for name in columns})
-            if options.licence and query.licence is None:
-                query = replace(query, licence=options.licence)
-            recording.add_query(query, Path(folder) / recorded.IMAGES / row["image"])
+    queries = mapped.read_queries(mapping, where=f"{options.mapping.name}: queries")
+    rows = queries.select(columns).iter_rows(named=True)
+    for row, (query_id, cell) in zip(rows, mapped.pictures(queries, mapping), strict=True):
+        row |= {"question": with_choices(row["question"] or "", row["choices"])}
+        row |= {"licence": row["licence"] or options.licence}
+        try:
+            recording.add_query(Query(**row), mapped.picture(cell, mapping))
+        except DataError as error:
+            recording.fault(f"query {query_id}: {error}")
 
 
 def parser() -> argparse.ArgumentParser:

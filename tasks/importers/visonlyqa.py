@@ -19,9 +19,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from arms_model.errors import DataError
+from tasks.common.recorded import inside
 from tasks.importers.clones import opened_clone
 from tasks.importers.command import make_parser, run_importer
-from tasks.importers.reading import inside, read_json_lines
+from tasks.importers.reading import read_json_lines
 from tasks.importers.recording import Answer, Query, Recording
 from tasks.importers.rows import typed
 

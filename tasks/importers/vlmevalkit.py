@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from arms_model.errors import ConfigError, DataError
-from tasks.importers.choices import answer_type
+from tasks.common.recorded import inside
+from tasks.importers.choices import answer_type, without_letters
 from tasks.importers.command import make_parser, run_importer
 from tasks.importers.embedded import picture_bytes, texts
-from tasks.importers.reading import inside, read_rows
+from tasks.importers.reading import read_rows
 from tasks.importers.recording import Answer, Query, Recording, StoredPicture, with_choices
 
 FAILED = "Failed to obtain answer"  # VLMEvalKit writes this, and more, where a request failed
@@ -76,6 +77,7 @@ class _Dataset:
                 self._take(index, row)
             except DataError as error:
                 self._recording.fault(f"{path}, index {index}: {error}")
+        self._store_missing()
         for query, owner in self._waiting:
             if owner in self._pictures:
                 self._recording.add_query(query, self._pictures[owner])
@@ -84,6 +86,17 @@ class _Dataset:
                     query.query_id, f"no single picture in the row that `image` names ({path.name})"
                 )
         return self._rows
+
+    def _store_missing(self) -> None:
+        """Store the pictures that rows wait for and that stand in rows which were left out."""
+        missing = {owner for _, owner in self._waiting} - self._pictures.keys()
+        for number, row in read_rows(self._options.dataset) if missing else ():
+            index, images = _index(row), texts(row.get("image"))
+            if index in missing and len(images) == 1 and len(images[0]) > _LONGEST_INDEX:
+                try:
+                    self._pictures[index] = self._recording.store_picture(picture_bytes(images[0]), name=f"of {index}")
+                except DataError as error:
+                    self._recording.fault(f"{self._options.dataset}, row {number}: {error}")
 
     def _take(self, index: str, row: dict[str, Any]) -> None:
         query_id = f"{self._benchmark}/{index}"
@@ -127,9 +140,6 @@ class _Dataset:
         images = self._options.images
         if images is None:
             raise ConfigError("the data set has its pictures as files (`image_path`); say where with --images FOLDER.")
-        path = Path(name)
-        if path.is_absolute() and path.is_relative_to(images.resolve()):
-            name = str(path.relative_to(images.resolve()))
         return inside(images, name)
 
 
@@ -181,7 +191,7 @@ def _choices(row: dict[str, Any]) -> list[str]:
     filled = [cell for cell in cells if cell]
     if filled != [cell for cell in cells[: len(filled)] if cell]:
         raise DataError("a choice is missing between others, so the letters would shift; fill it")
-    return filled
+    return without_letters(filled)
 
 
 def _vlm_name(path: Path, options: argparse.Namespace) -> str:

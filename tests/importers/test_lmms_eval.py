@@ -114,7 +114,7 @@ def test_pictures_come_from_the_data_set_and_only_those_asked(
     queries = recorded.read_queries(tmp_path / "out")
     assert [(tmp_path / "out" / image).read_bytes() for image in queries["image"]] == [picture(0), picture(1)]
     assert len([path for path in (tmp_path / "out/images").rglob("*") if path.is_file()]) == 2
-    assert queries["task"].to_list() == ["toy", "1"]
+    assert queries["task"].to_list() == ["0", "1"]
 
 
 @pytest.mark.parametrize("has_doc", [True, False])
@@ -274,6 +274,16 @@ def test_log_of_another_name_needs_its_task(tmp_path: Path, lines: Any, images: 
     run = run_importer(main, log, "--images", images, "--benchmark", "mine", "--vlm", "x", "--out", tmp_path / "out")
     assert run.code == 0, run.err
     assert recorded.read_outputs(tmp_path / "out").select("query_id", "vlm").row(0) == ("mine/0", "x")
+
+
+@pytest.mark.parametrize("option", ["answer", "choices", "task"])
+def test_field_that_is_not_there_is_named(
+    option: str, tmp_path: Path, lines: Any, images: Path, run_importer: Any
+) -> None:
+    log = _write_log(tmp_path / "vlm-a" / LOG, lines)
+    run = run_importer(main, log, "--images", images, f"--{option}-field", "catgory", "--out", tmp_path / "out")
+    assert run.code == 1
+    assert f"no field 'catgory', it has question, options, category; correct --{option}-field" in run.err
 
 
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ def test_answers_may_be_added_to_a_folder_that_has_the_queries(mapping: Path, tm
         ("queries: [", 2, "is no valid YAML"),
         ("{}", 2, "name queries, collect, or both"),
         ("querys: {}", 2, "mapping.yaml.querys: unknown key; did you mean 'queries'?"),
-        ("collect: {file: none.csv, columns: {query_id: id, vlm: m, output: o}}", 2, "there is no such file"),
+        ("collect: {file: none.csv, columns: {query_id: id, vlm: m, output: o}}", 2, "yaml: collect.file names"),
         ("collect: {file: data/answers.csv, columns: {query_id: id, vlm: model, latency_s: s, output: response}, "
          "constants: {prompt_tokens: many}}", 1, "should hold prompt_tokens as Int64"),
     ],
@@ -77,3 +77,22 @@ def test_mapping_that_cannot_be_is_refused(
 def test_missing_mapping_is_the_users_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.yaml"), "--out", str(tmp_path / "recorded")]) == 2
     assert "there is no file" in capsys.readouterr().err
+
+
+def test_choices_are_written_into_the_question_and_pictures_at_fault_are_named(
+    mapping: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": "1", "prompt": "Which?", "gold": "B", "a": "x", "b": "y", "picture": "one.png"}]
+    pl.DataFrame(rows).write_csv(mapping.parent / "data/rows.csv")
+    Image.new("RGB", (9, 9), "olive").save(mapping.parent / "data/one.png")
+    mapping.write_text(
+        "queries:\n  file: data/rows.csv\n  images: data\n  columns: {query_id: id, question: prompt, answer: gold, "
+        "image: picture, choices: [a, b]}\n"
+        "  constants: {benchmark: mine, task: reading, language: en, answer_type: choice}\n"
+    )
+    assert main([str(mapping), "--out", str(tmp_path / "recorded")]) == 0
+    assert recorded.read_queries(tmp_path / "recorded")["question"].to_list() == ["Which?\nA. x\nB. y"]
+    pl.DataFrame([*rows, rows[0] | {"id": "2", "picture": "two.png"}]).write_csv(mapping.parent / "data/rows.csv")
+    assert main([str(mapping), "--out", str(tmp_path / "other")]) == 1
+    assert "query 2: " in (text := capsys.readouterr().err)
+    assert "two.png is missing" in text

@@ -197,6 +197,27 @@ def test_result_that_does_not_fit_the_data_set_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_picture_of_a_row_that_is_left_out_serves_the_rows_that_name_it(
+    tmp_path: Path, dataset: Any, run_importer: Any, picture: Any
+) -> None:
+    rows = [dataset[0] | {"answer": ""}, dataset[2], dataset[1] | {"index": "6", "image": "99"}]
+    _write_tsv(tmp_path / "Toy.tsv", rows)
+    run = run_importer(main, tmp_path / "Toy.tsv", "--out", tmp_path / "out")
+    assert run.code == 0, run.err
+    assert "left out: 1 queries: no gold answer" in run.out
+    assert "left out: 1 queries: no single picture in the row that `image` names" in run.out
+    queries = recorded.read_queries(tmp_path / "out")
+    assert queries["query_id"].to_list() == ["Toy/3"]
+    assert (tmp_path / "out" / queries["image"][0]).read_bytes() == picture(1)
+
+
+def test_choices_that_carry_their_letters_lose_them(tmp_path: Path, dataset: Any, run_importer: Any) -> None:
+    _write_tsv(tmp_path / "Toy.tsv", [dataset[0] | {"A": "(A) blue", "B": "(B) green"}])
+    assert run_importer(main, tmp_path / "Toy.tsv", "--out", tmp_path / "out").code == 0
+    query = recorded.read_queries(tmp_path / "out").row(0, named=True)
+    assert (query["choices"], query["question"]) == (["blue", "green"], "Which colour\nis it?\nA. blue\nB. green")
+
+
 def test_pickled_results_are_refused_with_what_to_do(tmp_path: Path, dataset: Any, run_importer: Any) -> None:
     _write_tsv(tmp_path / "Toy.tsv", dataset)
     (tmp_path / "vlm-a_Toy.pkl").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")

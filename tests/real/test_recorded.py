@@ -7,7 +7,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from arms_model.settings import parse
-from tasks.collect import recorded_answers, refuse_unknown_benchmarks
+from tasks.collect import recorded_answers
+from tasks.common.asked import refuse_unknown_benchmarks
 from tasks.common.recorded import read_outputs, read_queries
 from tasks.common.vlms import parse_vlms
 from tasks.profiles import profiles

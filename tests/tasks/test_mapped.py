@@ -13,7 +13,8 @@ from PIL import Image
 
 from arms_model.errors import ConfigError, DataError
 from arms_model.settings import parse
-from tasks.common.mapped import TableMapping, read_outputs, source_paths, write_query_set
+from tasks.common.mapped import TableMapping, read_outputs, read_queries, source_paths, write_query_set
+from tasks.common.mapped import pictures as read_pictures
 from tasks.common.tables import SCHEMAS, read_table
 
 CONSTANTS = {"benchmark": "mine", "task": "reading", "language": "en", "answer_type": "free"}
@@ -79,7 +80,8 @@ def test_query_set_comes_with_its_pictures_from_each_kind_of_file(tmp_path: Path
 
 
 def test_pictures_may_stand_in_the_table_as_bytes_or_as_the_hub_keeps_them(tmp_path: Path) -> None:
-    for name, cell in (("bytes", _png(1)), ("struct", {"bytes": _png(1), "path": "one.png"})):
+    cells: dict[str, Any] = {"bytes": _png(1), "struct": {"bytes": _png(1), "path": "one.png"}}
+    for name, cell in cells.items():
         folder = tmp_path / name
         folder.mkdir()
         mapping = _mapping(folder, [ROWS[0] | {"picture": cell}], "parquet", images=None)
@@ -137,17 +139,19 @@ def test_pictures_that_cannot_be_used_are_all_named(tmp_path: Path, pictures: Pa
         _queries(_mapping(tmp_path, rows), tmp_path)
     text = str(caught.value)
     assert "pictures that cannot be used, 2 in all" in text
-    assert "query q1: picture" in text
+    assert "query q1: " in text
     assert "none.png is missing" in text
     assert "query q2: picture" in text
     assert "is no picture that can be read" in text
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "sub/../../secret.png", "link.png", "sub\\..\\..\\secret.png"])
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "sub/../../secret.png", "link.png", "sub\\..\\..\\secret.png", "x" * 5000, "a\0b"]
+)
 def test_picture_outside_its_folder_is_not_followed(tmp_path: Path, pictures: Path, name: str) -> None:
     (tmp_path / "secret.png").write_bytes(_png(3))
     (pictures / "link.png").symlink_to(tmp_path / "secret.png")
-    with pytest.raises(DataError, match="leads out of"):
+    with pytest.raises(DataError, match=r"leads out of|cannot be a file"):
         _queries(_mapping(tmp_path, [ROWS[0] | {"picture": name}]), tmp_path)
 
 
@@ -165,7 +169,7 @@ def test_absolute_path_is_not_followed_out_of_the_folder(tmp_path: Path, picture
         ({"constants": {"benchmark": "mine"}}, "task is missing; name its column in columns"),
         ({"columns": COLUMNS | {"image_sha256": "gold"}}, "unknown column 'image_sha256'"),
         ({"images": None}, "queries.table.images: name the folder"),
-        ({"images": "nowhere"}, "queries.table.images names nowhere, but there is no such folder"),
+        ({"images": "nowhere"}, "queries.table.images: name the folder .* there is no folder nowhere"),
         ({"file": "nowhere.csv"}, "queries.table.file names nowhere.csv, but there is no such file"),
     ],
 )
@@ -208,10 +212,12 @@ def test_mapping_that_cannot_be_is_refused_as_params_are_read(values: dict[str, 
         ("id\tprompt\tgold\tpicture\n", "tsv", "has no rows"),
         (b"PAR1 cut off", "parquet", "is no readable parquet file"),
         ('{"id": "q1", "prompt"', "jsonl", "row 1: no JSON"),
+        ('{"id": ' + "[" * 100_000, "jsonl", "row 1: no JSON"),
+        ('{"id": ' + "9" * 5000 + "}", "jsonl", "row 1: no JSON"),
         ("[1, 2]\n", "jsonl", "row 1: expected an object, got list"),
         ('{"id": "caf\u00e9"}\n'.encode("latin-1"), "jsonl", "is not in UTF-8"),
         ("id,prompt,gold,picture\nq1,what,,one.png\n", "csv", "column 'answer' is null in 1 rows"),
-        ("id,prompt,gold,picture\nq1,what,a,\n", "csv", r"image column is empty in 1 in all, first: \('q1',\)"),
+        ("id,prompt,gold,picture\nq1,what,a,\n", "csv", "1 in all, first: query q1: its image cell is empty"),
         ("id,prompt,gold,picture\nq1,a,b,one.png\nq1,a,b,one.png\n", "csv", "1 keys .query_id. stand twice"),
     ],
 )
@@ -226,6 +232,60 @@ def test_answer_type_that_is_none_is_named(tmp_path: Path, pictures: Path) -> No
     mapping = _mapping(tmp_path, ROWS, constants=CONSTANTS | {"answer_type": "open"})
     with pytest.raises(DataError, match=r"answer_type must be choice or free, got 2 in all, first: \('q1', 'open'\)"):
         _queries(mapping, tmp_path)
+
+
+def test_answer_that_is_none_of_the_choices_is_named(tmp_path: Path, pictures: Path) -> None:
+    rows = [ROWS[0] | {"options": "x|y", "gold": gold, "id": gold} for gold in ("y", " b ", "C", "z")]
+    columns, constants = COLUMNS | {"choices": "options"}, CONSTANTS | {"answer_type": "choice"}
+    with pytest.raises(DataError, match=r"none of their choices, 2 in all, first: C \('C'\); z \('z'\)"):
+        _queries(_mapping(tmp_path, rows, columns=columns, constants=constants), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "columns"),
+    [
+        ({"a": "x", "b": "", "c": "y"}, "csv", ["a", "b", "c"]),
+        ({"options": "x||y"}, "csv", "options"),
+        ({"options": ["x", None, "y"]}, "parquet", "options"),
+        ({"options": [" ", "y"]}, "jsonl", "options"),
+    ],
+)
+def test_choice_that_is_empty_before_others_is_named(
+    tmp_path: Path, pictures: Path, cells: dict[str, Any], kind: str, columns: Any
+) -> None:
+    mapping = _mapping(tmp_path, [ROWS[1] | cells], kind, columns=COLUMNS | {"choices": columns})
+    with pytest.raises(DataError, match=r"letters would shift, in rows: 1 in all, first: 1"):
+        _queries(mapping, tmp_path)
+
+
+def test_choices_that_are_no_texts_are_refused(tmp_path: Path, pictures: Path) -> None:
+    rows = [ROWS[0] | {"options": [{"a": 1}, {"a": 2}]}]
+    with pytest.raises(DataError, match="choices needs lists of texts"):
+        _queries(_mapping(tmp_path, rows, "parquet", columns=COLUMNS | {"choices": "options"}), tmp_path)
+
+
+def test_names_with_brackets_and_stars_are_plain_names(tmp_path: Path, pictures: Path) -> None:
+    for kind in WRITERS:
+        path = tmp_path / f"part[1]*.{kind}"
+        WRITERS[kind](pl.DataFrame(ROWS), path)
+        (tmp_path / kind).mkdir()
+        assert _queries(_mapping(tmp_path, ROWS, kind, file=str(path)), tmp_path / kind).height == 2
+
+
+def test_pictures_in_a_table_are_read_apart_from_its_texts_and_in_their_order(tmp_path: Path) -> None:
+    rows = [ROWS[0] | {"id": f"q{n}", "picture": b"%d" % n} for n in range(600)]
+    mapping = _mapping(tmp_path, rows, "parquet", images=None)
+    queries = read_queries(mapping)
+    assert "image" not in queries.columns  # they need not fit into memory
+    assert list(read_pictures(queries, mapping)) == [(f"q{n}", b"%d" % n) for n in range(600)]
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"), [('"half \\ud83d"', "half \ufffd"), ("1" + "0" * 30, "1" + "0" * 30), ("7", "7")]
+)
+def test_odd_values_of_json_lines_become_texts(tmp_path: Path, pictures: Path, cell: str, shown: str) -> None:
+    text = json.dumps(ROWS[0] | {"gold": "@"}).replace('"@"', cell)
+    assert _queries(_mapping(tmp_path, text, "jsonl"), tmp_path)["answer"].to_list() == [shown]
 
 
 def test_list_is_no_text(tmp_path: Path, pictures: Path) -> None:
