@@ -2,14 +2,9 @@
 
     python -m tasks.importers.table mapping.yaml --out recorded
 
-The mapping says which column is what, as `source: table` of the stages does (`tasks/common/mapped.py`); paths in it
-are relative to its own folder:
-
-    queries: {file: questions.parquet, columns: {query_id: id, question: prompt, answer: gold, image: picture},
-              constants: {benchmark: mine, task: reading, language: en, answer_type: free}}
-    collect: {file: answers.csv, columns: {query_id: id, vlm: model, output: response}}
-
-Either may be left out. Where one table is all there is, no folder is needed: see `queries.source: table`.
+The mapping says which column is what, as `source: table` of the stages does (`tasks/common/mapped.py`); --help shows
+one. Paths in it are relative to its own folder. Either section may be left out. Where one table is all there is, no
+folder is needed: see `queries.source: table`.
 """
 
 import argparse
@@ -26,6 +21,16 @@ from arms_model.settings import parse
 from tasks.common import mapped
 from tasks.importers.command import make_parser, run_importer
 from tasks.importers.recording import Answer, Query, Recording, with_choices
+
+MAPPING = """\
+queries:
+    file: questions.csv           # csv, tsv, parquet or jsonl
+    columns: {query_id: id, question: prompt, answer: gold, choices: [a, b, c], image: picture}
+    constants: {benchmark: mine, task: reading, answer_type: choice}    # or free, without choices
+    images: pictures              # where the files in column picture lie; leave out where it holds the bytes
+  collect:
+    file: answers.csv
+    columns: {query_id: id, vlm: model, output: response}"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,8 @@ def _located(mapping: mapped.TableMapping, base: Path) -> mapped.TableMapping:
 
 def _add_queries(mapping: mapped.TableMapping, options: argparse.Namespace, recording: Recording) -> None:
     columns = [field.name for field in fields(Query)]
+    if "language" not in {*mapping.columns, *mapping.constants}:
+        mapping = replace(mapping, constants=mapping.constants | {"language": options.language})
     queries = mapped.read_queries(mapping, where=f"{options.mapping.name}: queries")
     rows = queries.select(columns).iter_rows(named=True)
     for row, (query_id, cell) in zip(rows, mapped.pictures(queries, mapping), strict=True):
@@ -92,11 +99,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = make_parser(
         "table",
-        description=(
-            "A csv, tsv, parquet or jsonl table of your own, by a mapping of its columns (tasks/common/mapped.py says "
-            "how one is written). --language is not used here: the mapping says it."
-        ),
-        example="python -m tasks.importers.table mapping.yaml --out recorded",
+        description="A csv, tsv, parquet or jsonl table of your own, by a mapping of its columns. The mapping may also say "
+        "the language.",
+        example=f"python -m tasks.importers.table mapping.yaml --out recorded\n\nmapping.yaml:\n  {MAPPING}",
     )
     command.add_argument("mapping", type=Path, help="a YAML file with the sections queries, collect, or both")
     return command

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 
 import polars as pl
@@ -96,3 +97,22 @@ def test_choices_are_written_into_the_question_and_pictures_at_fault_are_named(
     assert main([str(mapping), "--out", str(tmp_path / "other")]) == 1
     assert "query 2: " in (text := capsys.readouterr().err)
     assert "two.png is missing" in text
+
+
+def test_help_shows_a_mapping_that_works_as_it_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    command, text = capsys.readouterr().out.partition("example:\n  ")[2].split("\n\nmapping.yaml:\n")
+    (tmp_path / "mapping.yaml").write_text(textwrap.dedent(text))
+    (tmp_path / "questions.csv").write_text("id,prompt,gold,a,b,c,picture\n1,Which?,B,x,y,z,one.png\n")
+    (tmp_path / "answers.csv").write_text("id,model,response\n1,m-1b,B\n")
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (9, 9), "olive").save(tmp_path / "pictures/one.png")
+    monkeypatch.chdir(tmp_path)
+    assert main(command.removeprefix("python -m tasks.importers.table ").split()) == 0
+    query = recorded.read_queries(tmp_path / "recorded").row(0, named=True)
+    assert (query["choices"], query["answer"], query["language"]) == (["x", "y", "z"], "B", "en")
+    assert recorded.read_outputs(tmp_path / "recorded")["output"].to_list() == ["B"]
