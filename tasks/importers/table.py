@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = make_parser(
         "table",
-        description="A csv, tsv, parquet or jsonl table of your own, by a mapping of its columns. The mapping may also say "
+        description="A csv, tsv, parquet or jsonl table of your own, by a mapping of its columns. It may also say "
         "the language.",
         example=f"python -m tasks.importers.table mapping.yaml --out recorded\n\nmapping.yaml:\n  {MAPPING}",
     )
