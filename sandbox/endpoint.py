@@ -13,49 +13,45 @@ the middle of the body), non_json (a page of HTML), empty_body, empty (the answe
 text), wrong_model (the answer under another model's name), content_filter (a refusal).
 
 A token is up to four characters with the white space before them; a picture costs 85 and, unless its detail is `low`,
-170 more for each square of 512 px: near to what real services count. Programs run in threads, as many as there are
-cores; a program that is done before its latency has passed waits for the rest.
+170 more for each square of 512 px: near to what real services count. Programs run in threads; one that is done before
+its latency has passed waits for the rest.
 """
 
 import argparse
 import asyncio
 import base64
-import binascii
 import contextlib
 import io
-import logging
 import math
-import os
 import re
 import signal
 import socket
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from PIL import Image
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, PositiveInt
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
-from sandbox.programs import PROGRAMS, Program
+from sandbox.programs import PROGRAMS
 
-log = logging.getLogger(__name__)
+Answering = Callable[[bytes, str], str]  # the picture file's bytes and the question; ValueError where it sees nothing
 MAX_PIXELS = 40_000_000  # a larger picture is refused before it is decoded
 _TOKEN = re.compile(r"\s*\S{1,4}|\s+$")
-_ERRORS = {
-    "429": ("Too many requests.", "rate_limit_exceeded"),
-    "500": ("The server had an error.", None),
-    "401": ("Incorrect API key provided.", "invalid_api_key"),
+_ERRORS = {  # type and code by status; all others are as 400
+    400: ("invalid_request_error", None),
+    401: ("authentication_error", "invalid_api_key"),
+    404: ("invalid_request_error", "not_found"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+    500: ("server_error", None),
 }
-_ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}
 
 
 class ImageUrl(BaseModel):
@@ -73,11 +69,15 @@ class Part(BaseModel):
     image_url: ImageUrl | None = None
 
 
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 class Message(BaseModel):
-    """A message of the conversation."""
+    """A message of the conversation; plain text is one part."""
 
     role: str
-    content: str | list[Part]
+    content: Annotated[list[Part], BeforeValidator(_as_parts)]
 
 
 class ChatRequest(BaseModel):
@@ -90,187 +90,130 @@ class ChatRequest(BaseModel):
     stream: Literal[False] | None = None
     n: Literal[1] | None = None
 
-    def parts(self, *roles: str) -> list[Part]:
-        """The parts of all messages, or of those of some roles; plain text is one part."""
-        contents = [message.content for message in self.messages if not roles or message.role in roles]
-        return [
-            part for text in contents for part in ([Part(type="text", text=text)] if isinstance(text, str) else text)
-        ]
-
 
 class Fault(BaseModel):
-    """A fault that is switched on; `times` counts down, None never ends."""
+    """A fault that is switched on; `times` counts down."""
 
     model: str
     kind: Literal[
         "429", "500", "401", "hang", "reset", "non_json", "empty_body", "empty", "long", "wrong_model", "content_filter"
     ]
-    times: PositiveInt | None = None
+    times: PositiveInt = sys.maxsize
     retry_after_s: PositiveFloat = 1.0
 
 
-class CutOffResponse(Response):
-    """Promises more bytes than it sends; the server then closes the connection."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the head and half a body, and return."""
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})
-        await send({"type": "http.response.body", "body": b'{"id": "chatcmpl-1", "choi', "more_body": True})
-
-
-class Sandbox:
-    """The programs, how often each was asked, and the faults that are switched on."""
-
-    def __init__(self, programs: Mapping[str, Program], *, latency_factor: float) -> None:
-        self.programs, self.latency_factor = programs, latency_factor
-        self.counters = dict.fromkeys(programs, 0)
-        self.faults: dict[str, Fault] = {}
-        self.threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="program")
-
-    def program(self, model: str) -> Program:
-        """The program behind a model's name."""
-        if model not in self.programs:
-            known = ", ".join(self.programs)
-            raise refused(f"There is no model '{model}'; there are {known}.", status=404, code="model_not_found")
-        return self.programs[model]
-
-    def next_fault(self, model: str) -> Fault | None:
-        """The fault that the next request to `model` meets, counted down."""
-        fault = self.faults.get(model)
-        if fault is not None and fault.times is not None:
-            fault.times -= 1
-            if fault.times == 0:
-                del self.faults[model]
-        return fault
-
-    async def reply(self, chat: ChatRequest, request: Request) -> Response:
-        """Answer a request, after the program's latency."""
-        started = time.perf_counter()
-        program = self.program(chat.model)
-        self.counters[program.name] += 1
-        fault = self.next_fault(program.name)
-        if fault is not None and (broken := await broken_reply(fault, request)) is not None:
-            return broken
-        picture, used = read_picture(chat)
-        question = "\n".join(part.text for part in chat.parts("user") if part.type == "text")
-        loop = asyncio.get_running_loop()
-        try:
-            answer = await loop.run_in_executor(self.threads, program.answer, picture, question)
-        except ValueError as error:
-            raise refused(f"The picture cannot be read: {error}", code="invalid_image") from None
-        await asyncio.sleep(program.latency_s * self.latency_factor - (time.perf_counter() - started))
-        model = f"not-{program.name}" if fault is not None else program.name  # the one fault that gets so far
-        return ok(completion(model, answer, prompt_tokens=used, limit=chat.max_completion_tokens or chat.max_tokens))
-
-
-async def broken_reply(fault: Fault, request: Request) -> Response | None:
-    """What a fault makes of a request; None where the program answers all the same."""
-    if fault.kind in _ERRORS:
-        message, code = _ERRORS[fault.kind]
-        wait = {"Retry-After": f"{fault.retry_after_s:g}"} if fault.kind == "429" else {}
-        raise refused(message, status=int(fault.kind), code=code, headers=wait)
-    match fault.kind:
-        case "hang":
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-            return Response()
-        case "reset":
-            return CutOffResponse()
-        case "non_json":
-            return Response("<html><body>Welcome!</body></html>", media_type="text/html")
-        case "empty_body":
-            return Response()
-        case "empty":
-            return ok(completion(fault.model, "", prompt_tokens=10))
-        case "long":
-            return ok(completion(fault.model, "blah " * 2_000_000, prompt_tokens=10))
-        case "content_filter":
-            return ok(completion(fault.model, None, prompt_tokens=10, refusal="I cannot help with that."))
-    return None
-
-
-def read_picture(chat: ChatRequest) -> tuple[bytes, int]:
-    """The one picture of a request, and the prompt's tokens; the picture is not decoded yet."""
-    parts = chat.parts()
+def read_picture(parts: list[Part]) -> tuple[bytes, int]:
+    """The one picture of a request, not decoded yet, and the tokens that it costs."""
     pictures = [part.image_url for part in parts if part.image_url is not None]
     if len(pictures) != 1:
-        raise refused(f"Models here look at exactly one picture; the messages hold {len(pictures)}.")
-    try:
-        content = base64.b64decode(pictures[0].url.split(",", 1)[1], validate=True)
-        with Image.open(io.BytesIO(content)) as opened:
-            width, height = opened.size
-    except (OSError, ValueError, SyntaxError, binascii.Error, Image.DecompressionBombError) as error:
-        raise refused(f"The picture cannot be read: {error}", code="invalid_image") from None
+        raise ValueError(f"models here look at exactly one picture; the messages hold {len(pictures)}")
+    content = base64.b64decode(pictures[0].url.split(",", 1)[1], validate=True)
+    with Image.open(io.BytesIO(content)) as opened:
+        width, height = opened.size
     if width * height > MAX_PIXELS:
-        raise refused(f"The picture has {width * height} pixels, more than {MAX_PIXELS}.", code="invalid_image")
-    tiles = 0 if pictures[0].detail == "low" else math.ceil(width / 512) * math.ceil(height / 512)
-    return content, 85 + 170 * tiles + sum(len(_TOKEN.findall(part.text)) for part in parts)
+        raise ValueError(f"it has {width * height} pixels, more than {MAX_PIXELS}")
+    squares = 0 if pictures[0].detail == "low" else math.ceil(width / 512) * math.ceil(height / 512)
+    return content, 85 + 170 * squares
 
 
-def completion(
-    model: str, answer: str | None, *, prompt_tokens: int, limit: int | None = None, refusal: str | None = None
-) -> dict[str, Any]:
-    """A reply's JSON; an answer of more than `limit` tokens is cut off there."""
-    tokens = _TOKEN.findall(answer or "")
-    kept = tokens[:limit]
-    message = {"role": "assistant", "content": None if answer is None else "".join(kept), "refusal": refusal}
-    reason = "content_filter" if refusal else "stop" if len(kept) == len(tokens) else "length"
+async def complete(chat: ChatRequest, program: Answering) -> dict[str, Any]:
+    """A program's answer as a reply's JSON; one of more tokens than asked for is cut off there."""
+    parts = [part for message in chat.messages for part in message.content]
+    asked = [part.text for message in chat.messages if message.role == "user" for part in message.content if part.text]
+    try:
+        picture, picture_tokens = read_picture(parts)
+        answer = await asyncio.to_thread(program, picture, "\n".join(asked))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise HTTPException(400, f"Cannot look at the picture: {error}.") from None
+    tokens = _TOKEN.findall(answer)
+    kept = tokens[: chat.max_completion_tokens or chat.max_tokens]
+    message = {"role": "assistant", "content": "".join(kept), "refusal": None}
+    reason = "stop" if len(kept) == len(tokens) else "length"
+    prompt_tokens = picture_tokens + sum(len(_TOKEN.findall(part.text)) for part in parts)
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": len(kept), "total_tokens": prompt_tokens + len(kept)}
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": model,
+        "model": chat.model,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
         "usage": usage,
     }
 
 
-def ok(body: dict[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def respond(body: dict[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A reply with a request id of its own."""
     return JSONResponse(body, status, headers={"x-request-id": f"req_{uuid.uuid4().hex}"} | dict(headers or {}))
 
 
-def refused(
-    message: str, *, status: int = 400, code: str | None = None, headers: dict[str, str] | None = None
-) -> HTTPException:
-    """An error in OpenAI's shape, to raise."""
-    kind = _ERROR_TYPES.get(status, "invalid_request_error")
-    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
-    return HTTPException(status, body, headers)  # type: ignore[arg-type]  # it only carries it
+async def spoil(reply: dict[str, Any], fault: Fault, request: Request) -> Response:
+    """What a fault makes of a reply."""
+    choice = reply["choices"][0]
+    match fault.kind:
+        case "401" | "429" | "500":
+            wait = {"Retry-After": f"{fault.retry_after_s:g}"} if fault.kind == "429" else None
+            raise HTTPException(int(fault.kind), "This fault is switched on.", wait)
+        case "hang":
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            return Response()
+        case "reset":  # fewer bytes than promised: the server then closes the connection
+            return Response(b'{"id": "chatcmpl-1", "choi', headers={"content-length": "1000"})
+        case "non_json":
+            return HTMLResponse("<html><body>Welcome!</body></html>")
+        case "empty_body":
+            return Response()
+        case "empty":
+            choice["message"]["content"] = ""
+        case "long":
+            choice["message"]["content"] = "blah " * 2_000_000
+        case "wrong_model":
+            reply["model"] = f"not-{fault.model}"
+        case "content_filter":
+            choice["message"] |= {"content": None, "refusal": "I cannot help with that."}
+            choice["finish_reason"] = "content_filter"
+    return respond(reply)
 
 
-def make_app(programs: Mapping[str, Program], *, latency_factor: float = 1.0) -> FastAPI:
+def make_app(programs: Mapping[str, Answering], latencies_s: Mapping[str, float]) -> FastAPI:
     """The endpoint as an ASGI app.
 
     Args:
-        programs: the VLMs by name.
-        latency_factor: each program's latency is multiplied by it; 0 answers as fast as it can.
+        programs: the VLMs by name; each is called from several threads.
+        latencies_s: seconds before an answer comes, by VLM, as a larger model would take longer.
     """
-    sandbox = Sandbox(programs, latency_factor=latency_factor)
+    app = FastAPI(title="Sandbox", openapi_url=None)
+    counters = dict.fromkeys(programs, 0)
+    faults: dict[str, Fault] = {}
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        sandbox.threads.shutdown(wait=False, cancel_futures=True)
-
-    app = FastAPI(title="Sandbox", lifespan=lifespan, openapi_url=None)
+    def check(model: str) -> None:
+        if model not in programs:
+            raise HTTPException(404, f"There is no model '{model}'; there are {', '.join(programs)}.")
 
     @app.exception_handler(HTTPException)
     async def on_refused(request: Request, error: HTTPException) -> Response:
-        body: Any = error.detail
-        if isinstance(body, str):  # of the framework itself, e.g. an unknown path
-            body = refused(f"{request.method} {request.url.path}: {body}", status=error.status_code).detail
-        return ok(body, status=error.status_code, headers=error.headers)
+        kind, code = _ERRORS.get(error.status_code, _ERRORS[400])
+        body = {"error": {"message": error.detail, "type": kind, "param": None, "code": code}}
+        return respond(body, status=error.status_code, headers=error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_malformed(request: Request, error: RequestValidationError) -> Response:
-        faults = [f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors()]
-        return await on_refused(request, refused("; ".join(faults)))
+        wrong = [f"{'.'.join(map(str, part['loc'][1:]))}: {part['msg']}" for part in error.errors()]
+        return await on_refused(request, HTTPException(400, "; ".join(wrong)))
 
     @app.post("/v1/chat/completions")
     async def chat_completions(chat: ChatRequest, request: Request) -> Response:
-        return await sandbox.reply(chat, request)
+        started = time.perf_counter()
+        check(chat.model)
+        counters[chat.model] += 1
+        fault = faults.get(chat.model)
+        if fault is not None:
+            fault.times -= 1
+            if fault.times == 0:
+                del faults[chat.model]
+        reply = await complete(chat, programs[chat.model])
+        await asyncio.sleep(latencies_s[chat.model] - (time.perf_counter() - started))
+        return respond(reply) if fault is None else await spoil(reply, fault, request)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -278,23 +221,21 @@ def make_app(programs: Mapping[str, Program], *, latency_factor: float = 1.0) ->
         return {"object": "list", "data": listed}
 
     @app.get("/sandbox/counters")
-    async def counters() -> dict[str, int]:
-        return sandbox.counters
+    async def show_counters() -> dict[str, int]:
+        return counters
 
     @app.delete("/sandbox/counters")
-    async def reset_counters() -> dict[str, int]:
-        sandbox.counters = dict.fromkeys(programs, 0)
-        return sandbox.counters
+    async def reset_counters() -> None:
+        counters.update(dict.fromkeys(programs, 0))
 
     @app.post("/sandbox/faults")
-    async def switch_on(fault: Fault) -> dict[str, Fault]:
-        sandbox.faults[sandbox.program(fault.model).name] = fault
-        return sandbox.faults
+    async def switch_on(fault: Fault) -> None:
+        check(fault.model)
+        faults[fault.model] = fault
 
     @app.delete("/sandbox/faults")
-    async def switch_off() -> dict[str, Fault]:
-        sandbox.faults = {}
-        return sandbox.faults
+    async def switch_off() -> None:
+        faults.clear()
 
     return app
 
@@ -304,23 +245,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sandbox.endpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--host", default="127.0.0.1", help="the address to serve on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8399, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--latency-factor", type=float, default=1.0, help="multiplies each VLM's latency")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="sandbox: %(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn hands a signal on once it has stopped
     try:
-        listening = socket.create_server((options.host, options.port))
+        listening = socket.create_server(("127.0.0.1", options.port))
     except (OSError, OverflowError) as error:
-        place = f"{options.host}, port {options.port}"
-        log.error("cannot serve on %s: %s. Stop what listens there, or name another --port.", place, error)
-        return 2
+        parser.error(f"cannot serve on port {options.port}: {error}; stop what listens there, or name another --port")
+    sys.stderr.write(f"sandbox: {len(PROGRAMS)} VLMs at http://127.0.0.1:{listening.getsockname()[1]}/v1\n")
+    app = make_app(PROGRAMS, {name: options.latency_factor * vlm.latency_s for name, vlm in PROGRAMS.items()})
+    # kept alive for longer than clients keep their connections, so that none is closed while a client writes
+    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=75, timeout_graceful_shutdown=3)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn hands a signal on once it has stopped
     with contextlib.suppress(KeyboardInterrupt):
-        log.info("%d VLMs at http://%s:%d/v1", len(PROGRAMS), *listening.getsockname())
-        app = make_app(PROGRAMS, latency_factor=options.latency_factor)
-        # kept alive for longer than clients keep their connections, so that none is closed while a client writes
-        config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=75, timeout_graceful_shutdown=3)
         uvicorn.Server(config).run(sockets=[listening])
     return 0
 

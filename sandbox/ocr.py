@@ -6,6 +6,7 @@ The text of a picture is kept by its hash in `.arms/sandbox/ocr.sqlite`, so that
 import hashlib
 import json
 import sqlite3
+from contextlib import closing
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -30,21 +31,14 @@ def read_text(picture: bytes) -> list[Token]:
         ValueError: not a picture that can be read.
     """
     key = f"{version('rapidocr')}/{hashlib.sha256(picture).hexdigest()}"
-    with _ONE_AT_A_TIME:
-        STORE.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(STORE, timeout=30)
-        try:
-            connection.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, tokens TEXT NOT NULL)")
-            kept = connection.execute("SELECT tokens FROM texts WHERE key = ?", (key,)).fetchone()
-            if kept is None:
-                tokens = _read(picture)
-                with connection:
-                    connection.execute("INSERT OR REPLACE INTO texts VALUES (?, ?)", (key, json.dumps(tokens)))
-            else:
-                tokens = [(text, x, y) for text, x, y in json.loads(kept[0])]
-        finally:
-            connection.close()
-    return tokens
+    STORE.parent.mkdir(parents=True, exist_ok=True)
+    with _ONE_AT_A_TIME, closing(sqlite3.connect(STORE, timeout=30)) as connection, connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, tokens TEXT NOT NULL)")
+        kept = connection.execute("SELECT tokens FROM texts WHERE key = ?", (key,)).fetchone()
+        if kept is None:
+            kept = (json.dumps(_read(picture)),)
+            connection.execute("INSERT OR REPLACE INTO texts VALUES (?, ?)", (key, *kept))
+    return [(text, x, y) for text, x, y in json.loads(kept[0])]
 
 
 def _read(picture: bytes) -> list[Token]:

@@ -20,7 +20,7 @@ from sandbox.vocabulary import COLOURS, PRINTED_WORDS, SHAPES, SIDES
 
 WIDTH, HEIGHT = 224, 160
 Answer = bool | int | str
-Rgb = tuple[int, int, int]
+Rgb = tuple[int, ...]
 PAPERS: tuple[Rgb, ...] = ((255, 255, 255), (250, 246, 232), (232, 242, 250))
 INK: Rgb = (25, 25, 35)
 _CORNERS = {
@@ -32,19 +32,12 @@ FONTS = ("DejaVuSans", "DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "DejaVuSan
 
 @dataclass(frozen=True)
 class Ask:
-    """One thing to ask of a scene.
+    """One thing to ask of a scene."""
 
-    Args:
-        task: a key of the wordings in `words.json`.
-        answer: a number, a truth, a key of the vocabulary, or a text.
-        slots: what the wording's blanks are filled with, as keys of the vocabulary.
-        others: wrong answers to choose from; empty where it is never asked with choices.
-    """
-
-    task: str
+    task: str  # a key of the wordings in `words.json`
     answer: Answer
-    slots: dict[str, str] = field(default_factory=dict)
-    others: Sequence[Answer] = ()
+    slots: dict[str, str] = field(default_factory=dict)  # what fills the wording's blanks, as keys of the vocabulary
+    others: Sequence[Answer] = ()  # wrong answers to choose from; empty where it is never asked with choices
 
 
 Scene = tuple[Image.Image, Ask, Ask]
@@ -56,9 +49,9 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(mpl.get_data_path()) / f"fonts/ttf/{name}.ttf"), size)
 
 
-def paper(rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def paper(colour: Rgb) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """An empty picture and the pen for it."""
-    image = Image.new("RGB", (WIDTH, HEIGHT), rng.choice(PAPERS))
+    image = Image.new("RGB", (WIDTH, HEIGHT), colour)
     return image, ImageDraw.Draw(image)
 
 
@@ -78,8 +71,7 @@ def spoil(image: Image.Image, rng: random.Random) -> Image.Image:
 def shade(colour: str, rng: random.Random) -> Rgb:
     """A colour, as it is or darker."""
     factor = rng.choice((1.0, 1.0, 0.8, 0.6))
-    red, green, blue = (int(channel * factor) for channel in COLOURS[colour])
-    return red, green, blue
+    return tuple(int(channel * factor) for channel in COLOURS[colour])
 
 
 def draw_shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, size: float, fill: Rgb) -> None:
@@ -119,7 +111,7 @@ def print_text(pen: ImageDraw.ImageDraw, text: str, rng: random.Random, *, y: in
 
 def reading(rng: random.Random, language: str) -> Scene:
     """A word above a number."""
-    image, pen = paper(rng)
+    image, pen = paper(rng.choice(PAPERS))
     word, *others = rng.sample(PRINTED_WORDS[language].split(), 4)
     number = rng.randint(100, 9999)
     print_text(pen, word, rng, y=rng.randint(15, 40))
@@ -135,9 +127,9 @@ def _swap(digits: str, rng: random.Random) -> str:
 
 def counting(rng: random.Random, language: str) -> Scene:
     """Shapes of several kinds and colours, apart or overlapping."""
-    image, pen = paper(rng)
+    image, pen = paper(rng.choice(PAPERS))
     size, count = rng.choice((13, 18, 24)), rng.randint(2, 12)
-    kinds, colours = rng.sample(list(SHAPES), rng.randint(2, 3)), rng.sample(list(COLOURS), rng.randint(2, 4))
+    kinds, colours = rng.sample(SHAPES, rng.randint(2, 3)), rng.sample(list(COLOURS), rng.randint(2, 4))
     drawn = [(rng.choice(kinds), rng.choice(colours)) for _ in range(count)]
     apart = size * rng.choice((1.6, 0.8))
     for (shape, colour), (x, y) in zip(drawn, places(rng, count, apart=apart, margin=size), strict=True):
@@ -152,9 +144,8 @@ def counting(rng: random.Random, language: str) -> Scene:
 def colours(rng: random.Random, language: str) -> Scene:
     """Shapes in shades, on a coloured ground."""
     ground, *names = rng.sample(list(COLOURS), rng.randint(2, 5))
-    image = Image.new("RGB", (WIDTH, HEIGHT), shade(ground, rng))
-    pen = ImageDraw.Draw(image)
-    shapes = rng.sample(list(SHAPES), len(names))
+    image, pen = paper(shade(ground, rng))
+    shapes = rng.sample(SHAPES, len(names))
     for shape, name, (x, y) in zip(shapes, names, places(rng, len(names), apart=52, margin=28), strict=True):
         draw_shape(pen, shape, x, y, rng.randint(26, 48), shade(name, rng))
     wrong = [name for name in rng.sample(list(COLOURS), 5) if name not in (ground, names[0])][:3]
@@ -164,7 +155,7 @@ def colours(rng: random.Random, language: str) -> Scene:
 
 def charts(rng: random.Random, language: str) -> Scene:
     """Bars on grid lines, one a unit, or with their values printed above them."""
-    image, pen = paper(rng)
+    image, pen = paper(rng.choice(PAPERS))
     count, is_printed = rng.randint(3, 6), rng.random() < 0.4
     values = rng.sample(range(1, 12) if rng.random() < 0.6 else range(5, 6 + count), count)
     base, unit, step = 140, 10, (WIDTH - 30) // count
@@ -190,7 +181,7 @@ def charts(rng: random.Random, language: str) -> Scene:
 
 def clocks(rng: random.Random, language: str) -> Scene:
     """A round clock with two hands, sometimes a red third one."""
-    image, pen = paper(rng)
+    image, pen = paper(rng.choice(PAPERS))
     radius = rng.choice((36, 50, 66))
     x, y = rng.randint(radius + 4, WIDTH - radius - 4), rng.randint(radius + 4, HEIGHT - radius - 4)
     hour, minute = rng.randint(1, 11), rng.choice((rng.randrange(0, 60, 5), rng.randrange(60)))
@@ -220,15 +211,15 @@ def clocks(rng: random.Random, language: str) -> Scene:
 
 def spatial(rng: random.Random, language: str) -> Scene:
     """Four different shapes, and where they stand."""
-    image, pen = paper(rng)
-    shapes, size = rng.sample(list(SHAPES), rng.randint(3, 4)), rng.choice((16, 24, 34))
+    image, pen = paper(rng.choice(PAPERS))
+    shapes, size = rng.sample(SHAPES, rng.randint(3, 4)), rng.choice((16, 24, 34))
     points = places(rng, len(shapes), apart=size * 1.3, margin=size)
     while min(abs(a[axis] - b[axis]) for axis in (0, 1) for a in points for b in points if a is not b) < 5:
         points = places(rng, len(shapes), apart=size * 1.3, margin=size)
     where = dict(zip(shapes, points, strict=True))
     for shape, (x, y) in where.items():
         draw_shape(pen, shape, x, y, size, COLOURS[rng.choice(list(COLOURS))])
-    side, far = rng.choice(list(SIDES)), rng.choice(list(SIDES))
+    side, far = rng.choice(SIDES), rng.choice(SIDES)
     one, other = rng.sample(shapes, 2)
     farthest = min(shapes, key=lambda shape: distance(far, where[shape]))
     is_beside = distance(side, where[one]) < distance(side, where[other])
@@ -243,7 +234,7 @@ def distance(side: str, point: tuple[float, float]) -> float:
 
 def arithmetic(rng: random.Random, language: str) -> Scene:
     """A printed calculation, or dots on both sides of a line."""
-    image, pen = paper(rng)
+    image, pen = paper(rng.choice(PAPERS))
     if rng.random() < 0.5:
         a, b = rng.randint(11, 59), rng.randint(2, 9)
         sign, result = rng.choice((("+", a + b), ("-", a - b), ("×", a * b)))

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import io
 import random
-import string
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from sandbox.pictures import SCENES, Ask, spoil
-from sandbox.vocabulary import GENITIVE, LANGUAGES, NAMES, SHAPES, SIDES, WORDINGS, said
+from sandbox.vocabulary import LANGUAGES, WORDINGS, say
 
 LICENCE = "CC0-1.0"
 SHARES = (0.5, 0.25, 0.25)  # of the languages
@@ -59,29 +58,16 @@ def _worded(ask: Ask, language: str, benchmark: str, rng: random.Random) -> dict
     """The question in words, with lettered choices where it has some, and its answer."""
     wordings = WORDINGS[ask.task][language]
     wording = rng.randrange(len(wordings))
-    question = wordings[wording].format(**{slot: _form(slot, key, language) for slot, key in ask.slots.items()})
-    question, answer = question[0].upper() + question[1:], said(ask.answer, language)
-    row: dict[str, Any] = {"question": question, "answer": answer, "choices": None}
-    is_choice = bool(ask.others) and rng.random() < 0.5
-    if is_choice:
-        choices = [said(value, language) for value in (ask.answer, *ask.others)]
+    question = wordings[wording].format(**{slot: say(key, language, slot=slot) for slot, key in ask.slots.items()})
+    question, answer, choices = question[0].upper() + question[1:], say(ask.answer, language), None
+    if ask.others and rng.random() < 0.5:
+        choices = [say(value, language) for value in (ask.answer, *ask.others)]
         rng.shuffle(choices)
-        letters = string.ascii_uppercase[: len(choices)]
-        lines = [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
-        row = {"question": "\n".join([question, *lines]), "answer": letters[choices.index(answer)], "choices": choices}
-    kind = "choice" if is_choice else "free"
-    return row | {"answer_type": kind, "template": f"{benchmark}/{ask.task}/{language}/{kind}/{wording}"}
-
-
-def _form(slot: str, key: str, language: str) -> str:
-    """A slot's word in the form that its place in the sentence asks for."""
-    if slot in ("subject", "several", "of"):
-        return SHAPES[key][language][("subject", "several", "of").index(slot)]
-    if slot in ("side", "far"):
-        return SIDES[key][language][("side", "far").index(slot)]
-    if slot == "colour":
-        return GENITIVE[key] if language == "ru" else NAMES[language][key]
-    return key
+        question += "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", choices, strict=False))
+        answer = "ABCD"[choices.index(answer)]
+    kind = "choice" if choices else "free"
+    template = f"{benchmark}/{ask.task}/{language}/{kind}/{wording}"
+    return {"question": question, "answer": answer, "choices": choices, "answer_type": kind, "template": template}
 
 
 def main() -> int:

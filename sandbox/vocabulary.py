@@ -14,16 +14,14 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 90, 200), "yellow": (240, 205, 40),
     "orange": (250, 130, 20), "purple": (130, 70, 180), "grey": (128, 128, 128),
 }  # fmt: skip
-NAMES: dict[str, dict[str, str]] = _WORDS["names"]  # by language: how an answer says a key
-SHAPES: dict[str, dict[str, list[str]]] = _WORDS["shapes"]  # by language: as the subject, several, after "left of"
-SIDES: dict[str, dict[str, list[str]]] = _WORDS["sides"]  # by language: beside another shape, the farthest of all
-GENITIVE: dict[str, str] = _WORDS["colour_in_russian_count"]  # "of red colour"
+SHAPES = ("circle", "square", "triangle", "diamond")
+SIDES = ("left", "right", "above", "below")
+FORMS: dict[str, dict[str, dict[str, str]]] = _WORDS["forms"]  # by a sentence's slot and language: how it says a key
 PRINTED_WORDS: dict[str, str] = _WORDS["printed_words"]  # by language
 WORDINGS: dict[str, dict[str, list[str]]] = _WORDS["wordings"]  # by task and language
 
 
-def said(value: bool | int | str, language: str) -> str:
-    """An answer as people say it: a truth as yes or no, a colour or shape by its name, all else as it is."""
-    if isinstance(value, bool):
-        return NAMES[language]["yes" if value else "no"]
-    return NAMES[language].get(str(value), str(value))
+def say(value: bool | int | str, language: str, *, slot: str = "answer") -> str:
+    """A value in words: a truth as yes or no, a colour, shape or side in its slot's form, all else as it is."""
+    key = str(value) if not isinstance(value, bool) else "yes" if value else "no"
+    return FORMS.get(slot, {}).get(language, {}).get(key, key)

@@ -13,7 +13,7 @@ import pytest
 
 from sandbox.pictures import FONTS, SCENES, font
 from sandbox.questions import query_set
-from sandbox.vocabulary import COLOURS, GENITIVE, LANGUAGES, NAMES, PRINTED_WORDS, SHAPES, SIDES, WORDINGS
+from sandbox.vocabulary import COLOURS, FORMS, LANGUAGES, PRINTED_WORDS, SHAPES, SIDES, WORDINGS
 from tasks.common.normalise import judge
 from tasks.common.recorded import read_picture, read_queries
 
@@ -117,12 +117,14 @@ def test_fonts_carry_every_letter_that_is_printed(name: str) -> None:
     assert not [letter for letter in letters if bytes(face.getmask(letter)) == missing]
 
 
-def test_words_know_every_colour_and_shape_in_every_language() -> None:
-    for language in LANGUAGES:
-        assert set(NAMES[language]) == {*COLOURS, *SHAPES, "yes", "no"}
-        assert len(set(NAMES[language].values())) == len(NAMES[language])
-    assert set(GENITIVE) == set(COLOURS)
-    assert all(set(forms) == set(LANGUAGES) for forms in (*SHAPES.values(), *SIDES.values()))
+def test_words_know_every_colour_shape_and_side_in_every_language() -> None:
+    keys = {slot: set(SHAPES) for slot in ("subject", "several", "of")} | {slot: set(SIDES) for slot in ("side", "far")}
+    keys |= {"answer": {*COLOURS, *SHAPES, "yes", "no"}, "colour": set(COLOURS)}
+    assert {slot: set(forms) for slot, forms in FORMS.items()} == {slot: set(LANGUAGES) for slot in keys}
+    for slot, by_language in FORMS.items():
+        for forms in by_language.values():
+            assert set(forms) == keys[slot]
+            assert len(set(forms.values())) == len(forms)
 
 
 @pytest.mark.parametrize("arguments", [("--num-queries", "0"), ("--seed", "x")])

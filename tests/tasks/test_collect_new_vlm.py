@@ -16,7 +16,6 @@ import uvicorn
 from PIL import Image
 
 from sandbox.endpoint import make_app
-from sandbox.programs import Program
 from tests.tasks.asking import vlm
 
 if TYPE_CHECKING:
@@ -39,17 +38,15 @@ def always_say_no(picture: bytes, question: str) -> str:
     return "No"
 
 
-PROGRAMS = {
-    name: Program(name=name, latency_s=0.0, answer=answer)
-    for name, answer in {"colour": name_the_colour, "no": always_say_no, "late": name_the_colour}.items()
-}
+PROGRAMS = {"colour": name_the_colour, "no": always_say_no, "late": name_the_colour}
 
 
 @pytest.fixture
 def endpoint() -> Iterator[str]:
     """The sandbox's endpoint in a thread."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(PROGRAMS), log_level="critical", timeout_graceful_shutdown=1))
+    app = make_app(PROGRAMS, dict.fromkeys(PROGRAMS, 0.0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
