@@ -13,36 +13,28 @@ Run: `python -m tasks.collect`; reads the source and `queries/`, writes `collect
 import argparse
 import logging
 import sys
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
-from ruamel.yaml import YAML
 
 from arms_model.errors import ConfigError, DataError
 from arms_model.pictures import DEFAULT_MAX_PIXELS
-from arms_model.progress import clock
 from arms_model.settings import nearest
 from tasks.common import recorded
 from tasks.common.asked import asked, refuse_unknown_benchmarks
-from tasks.common.endpoint.answers import STORE, Answer, AnswerStore
+from tasks.common.endpoint.answers import STORE, AnswerStore
 from tasks.common.endpoint.collection import (
     Limits,
     Questions,
-    answered_by_base,
     collect_answers,
-    first_asked,
     refuse_unpriced_budgets,
     refuse_without_endpoints,
-    standing,
 )
-from tasks.common.endpoint.forecast import ASSUMED_LATENCY_S, Forecast, forecast
+from tasks.common.endpoint.forecast import forecasts, show
+from tasks.common.endpoint.restoring import refuse_new_store_beside_sealed_answers, restore
 from tasks.common.files import folder_written_whole
 from tasks.common.labelling import labels
 from tasks.common.mapped import TableMapping, read_outputs
@@ -54,7 +46,6 @@ from tasks.common.vlms import POOLS, Vlm, load_vlms
 log = logging.getLogger(__name__)
 FOLDER = Path("collect")
 QUERIES, IMAGES = Path("queries/queries.parquet"), Path("queries/images")
-LOCK = Path("dvc.lock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +164,8 @@ def body() -> None:
         outputs, where = read_outputs(settings.table), Path(settings.table.file)
         answers = cut_to_what_is_asked(outputs, where=where, queries=queries, vlms=vlms)
     else:
-        refuse_new_store_beside_sealed_answers()
         with AnswerStore() as store:
+            refuse_new_store_beside_sealed_answers(vlms, store, served_here=set(settings.servers))
             questions = Questions(queries, images=IMAGES, max_pixels=settings.max_pixels)
             answers = collect_answers(vlms, questions, queries=queries, store=store, limits=settings.limits)
     with folder_written_whole(FOLDER) as folder:
@@ -193,84 +184,25 @@ def dry_run() -> None:
         raise ConfigError(f"--dry-run: collect.source is '{settings.source}', which asks nobody.")
     refuse_without_endpoints(vlms)
     refuse_unpriced_budgets(vlms, settings.limits)
-    refuse_new_store_beside_sealed_answers()
-    questions, first = Questions(queries, images=IMAGES, max_pixels=settings.max_pixels), first_asked(vlms)
+    questions = Questions(queries, images=IMAGES, max_pixels=settings.max_pixels)
     with AnswerStore() as store:
-        known = [standing(vlm, questions.of(vlm, answered_by_base=set()), store) for vlm in first]
-        right = answered_by_base(known, queries) if len(first) < len(vlms) else set()  # labelling takes a while
-        is_base_known = not any(each.pending for each in known if each.vlm.pool == "base")
-        forecasts = [forecast(each, store, is_at_most=False) for each in known]
-        for vlm in vlms:
-            if vlm not in first:  # where the base pool is not known yet, its sample is at most this large
-                askable = right if is_base_known else set(queries["query_id"])
-                each = standing(vlm, questions.of(vlm, answered_by_base=askable), store)
-                forecasts.append(forecast(each, store, is_at_most=not is_base_known))
-    _print(forecasts, settings.budget_usd)
+        refuse_new_store_beside_sealed_answers(vlms, store, served_here=set(settings.servers))
+        show(forecasts(vlms, questions, queries=queries, store=store), budget_usd=settings.budget_usd)
 
 
-def _print(forecasts: Sequence[Forecast], budget_usd: float | None) -> None:
-    table = Table("VLM", "questions", "known", "to ask", "expected $", "at most $", "spent $", "time", box=SIMPLE)
-    for column in table.columns:
-        column.justify, column.no_wrap = "left" if column.header == "VLM" else "right", True
-    for each in forecasts:
-        table.add_row(*each.cells())
-    terminal = Console()
-    terminal.width = max(terminal.width, 110)  # names are not cut where the output goes into a file
-    terminal.print(table)
-    num_to_ask, spent = sum(each.num_to_ask for each in forecasts), sum(each.spent_usd for each in forecasts)
-    expected, worst = sum(each.expected_usd or 0 for each in forecasts), sum(each.worst_usd or 0 for each in forecasts)
-    longest = max((each.expected_s for each in forecasts), default=0.0)
-    budget = "no budget is set" if budget_usd is None else f"collect.budget_usd is ${budget_usd:.2f}"
-    print(f"{num_to_ask} questions would be asked: ${expected:.2f} expected, ${worst:.2f} at most; ${spent:.2f} spent")
-    print(f"already; {budget}. VLMs are asked side by side: about {clock(longest)}. Nothing was asked.")
-    if any(each.is_assumed and each.num_to_ask for each in forecasts):
-        print(f"* no answer is known yet: {ASSUMED_LATENCY_S:g} s each and answers half of max_tokens long assumed.")
-
-
-def restore() -> None:
+def restore_store() -> None:
     """Put the answers of the sealed tables into the answer store."""
-    _, vlms, _ = _read()
-    endpoints = {vlm.name: (vlm.endpoint.name, vlm.endpoint.model) for vlm in vlms if vlm.endpoint is not None}
-    tables = [read_table(FOLDER / f"{pool}.parquet", "collect") for pool in POOLS]
-    rows = pl.concat(tables).filter(pl.col("answer_key").is_not_null() & pl.col("output").is_not_null())
-    kept = ("output", "finish_reason", "request_id", "latency_s", "prompt_tokens", "completion_tokens", "cost_usd")
-    answers = []
-    for row in rows.iter_rows(named=True):
-        endpoint, model = endpoints.get(row["vlm"], ("", ""))  # without its block: the key alone says all
-        columns = {name: row[name] for name in kept}
-        answers.append(
-            Answer(
-                key=row["answer_key"],
-                endpoint=endpoint,
-                model=model,
-                served_model="",
-                answered_at=time.time(),
-                **columns,
-            )
-        )
+    sealed = pl.concat([read_table(FOLDER / f"{pool}.parquet", "collect") for pool in POOLS])
     with AnswerStore() as store:
-        known = store.answers(answer.key for answer in answers)  # there under the served model's name, not sealed
-        there = {(answer.key, answer.output) for kept_answers in known.values() for answer in kept_answers}
-        num_new = store.add_all(answer for answer in answers if (answer.key, answer.output) not in there)
-    log.info("%d answers restored to %s, %d were there already", num_new, STORE, len(answers) - num_new)
+        num_new, num_known = restore(sealed, vlms=load_vlms(), store=store)
+    log.info("%d answers restored to %s, %d were there already", num_new, STORE, num_known)
 
 
-def refuse_new_store_beside_sealed_answers() -> None:
-    """Raise ConfigError where answers were sealed in this tree, but the store they came from is gone.
-
-    That is how a fresh clone looks: DVC removes the sealed tables before it runs the stage, so all would be asked, and
-    paid, again.
-    """
-    if STORE.exists() or not LOCK.exists():
-        return
-    entry = (YAML(typ="safe").load(LOCK.read_text(encoding="utf-8")) or {}).get("stages", {}).get("collect", {})
-    sealed_with = entry.get("params", {}).get("params.yaml", {}).get("collect", {})
-    if sealed_with.get("source") == "endpoint":
-        raise ConfigError(
-            f"{LOCK} knows sealed answers, but there is no answer store {STORE}, so everything would be asked again. "
-            "Restore it: `dvc fetch collect; dvc checkout collect; python -m tasks.collect --restore`. Or ask all "
-            "again: `python -m tasks.collect --new-store`."
-        )
+def new_store() -> None:
+    """Say that what was sealed here before may be asked again."""
+    with AnswerStore() as store:
+        store.begin({vlm.endpoint.name for vlm in load_vlms() if vlm.endpoint is not None})
+    log.info("`dvc repro` asks what %s does not know", STORE)
 
 
 def _read() -> tuple[CollectSettings, list[Vlm], pl.DataFrame]:
@@ -279,11 +211,6 @@ def _read() -> tuple[CollectSettings, list[Vlm], pl.DataFrame]:
     queries = read_table(QUERIES, "queries")
     refuse_unknown_benchmarks(vlms, set(queries["benchmark"]))
     return settings, vlms, queries
-
-
-def _new_store() -> None:
-    AnswerStore().close()
-    log.info("the answer store is %s; `dvc repro` asks what it does not know", STORE)
 
 
 def main() -> int:
@@ -301,10 +228,12 @@ def main() -> int:
         "--restore", action="store_true", help="put the answers of collect/{base,new}.parquet into the answer store"
     )
     instead.add_argument(
-        "--new-store", action="store_true", help="make an empty answer store, where one is missing and all may be asked"
+        "--new-store", action="store_true", help="say that what was sealed here before may be asked, and paid, again"
     )
     options = parser.parse_args()
-    work = dry_run if options.dry_run else restore if options.restore else _new_store if options.new_store else body
+    work = (
+        dry_run if options.dry_run else restore_store if options.restore else new_store if options.new_store else body
+    )
     return run_stage("collect", work)
 
 

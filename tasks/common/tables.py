@@ -26,7 +26,8 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
     "collect": {
         "query_id": _TEXT, "vlm": _TEXT, "output": _TEXT, "imported_correct": pl.Boolean(), "error": _TEXT,
         "latency_s": pl.Float64(), "prompt_tokens": pl.Int64(), "completion_tokens": pl.Int64(),
-        "cost_usd": pl.Float64(), "finish_reason": _TEXT, "request_id": _TEXT, "answer_key": _TEXT,
+        "cost_usd": pl.Float64(), "spent_usd": pl.Float64(), "finish_reason": _TEXT, "request_id": _TEXT,
+        "answer_key": _TEXT,
     },
     "label": {"query_id": _TEXT, "vlm": _TEXT, "correct": pl.Boolean(), "predicted": _TEXT},
     "split": {"query_id": _TEXT, "split": _TEXT},
@@ -40,7 +41,8 @@ KEYS: dict[str, list[str]] = {
     "split": ["query_id"], "embed_index": ["query_id"], "fold": ["query_id", "vlm"],
 }  # fmt: skip
 COLLECT_OPTIONAL = (  # what a recorded table may leave out
-    "error", "latency_s", "prompt_tokens", "completion_tokens", "cost_usd", "finish_reason", "request_id", "answer_key",
+    "error", "latency_s", "prompt_tokens", "completion_tokens", "cost_usd", "spent_usd", "finish_reason", "request_id",
+    "answer_key",
 )  # fmt: skip
 NULLABLE: dict[str, set[str]] = {
     "queries": {"choices", "source_image_sha256", "licence"},

@@ -4,6 +4,7 @@ A block is all that a person writes to add a VLM. Blocks come back sorted by nam
 on their order in the file.
 """
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ POOLS: tuple[Pool, ...] = ("base", "new")
 
 PLACEHOLDERS = ("question", "options", "language")  # what a prompt template may name in braces
 PRICES = ("usd_per_mtok_in", "usd_per_mtok_out", "usd_per_image", "usd_per_call")
+_VERSION = re.compile(r"[-@:](v?\d{3,8}|\d{4}-\d{2}-\d{2}|v\d+(\.\d+)*|latest)")  # gpt-4o-2024-08-06, not llava-34b
 _LENGTHS = {"max_tokens", "max_completion_tokens"}  # budgets rest on them
 _OURS = {"model", "messages", "stream", "n"}  # what a request sets itself
 
@@ -81,6 +83,10 @@ class Endpoint:
             raise ValueError(f"base_url must be like https://host/v1, not {self.base_url!r}")
         if url.username or url.password or url.query:
             raise ValueError("base_url may not carry a key; name an environment variable in api_key_variable")
+        _ = url.port  # raises ValueError where it is no port
+        if self.api_key_variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_variable):
+            # not shown: it may be the key itself
+            raise ValueError("api_key_variable must be the name of an environment variable (A-Z, 0-9, _), not a key")
         unknown = set(re.findall(r"\{(\w*)\}", self.prompt)) - set(PLACEHOLDERS)
         if unknown or "{question}" not in self.prompt:
             raise ValueError(f"prompt must name {{question}} and nothing but {', '.join(PLACEHOLDERS)} in braces")
@@ -90,21 +96,15 @@ class Endpoint:
         if not isinstance(extra, dict) or (_OURS | _LENGTHS) & set(extra):
             names = ", ".join(sorted(_OURS | _LENGTHS))
             raise ValueError(f"generation.extra_body must be a mapping that sets none of {names}")
-        for limit in (
-            "max_side",
-            "image_tokens",
-            "concurrency",
-            "requests_per_minute",
-            "timeout_s",
-            "max_answer_bytes",
-        ):
-            value = getattr(self, limit)
-            if value is not None and value <= 0:
-                raise ValueError(f"{limit} must be more than 0, not {value}")
+        for length in _LENGTHS & set(self.generation):
+            value = self.generation[length]
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"generation.{length} must be a whole number of 1 or more, not {value!r}")
+        limits = ("max_side", "image_tokens", "concurrency", "requests_per_minute", "timeout_s", "max_answer_bytes")
+        for limit in limits:
+            _refuse_amount(limit, getattr(self, limit), is_more_than_zero=True)
         for amount in ("retries", "budget_usd"):
-            value = getattr(self, amount)
-            if value is not None and value < 0:
-                raise ValueError(f"{amount} may not be negative, not {value}")
+            _refuse_amount(amount, getattr(self, amount), is_more_than_zero=False)
 
     def is_answered_by(self, served_model: str) -> bool:
         """Whether a reply that names `served_model` answers for the model that was asked; an empty name does.
@@ -181,9 +181,7 @@ class Vlm:
         if self.sample_from == "answered_by_base" and self.pool == "base":
             raise ValueError("sample_from: answered_by_base is for VLMs of pool new; base VLMs are asked first")
         for unit in ("params_b", *PRICES):
-            value = getattr(self, unit)
-            if value is not None and value < 0:
-                raise ValueError(f"{unit} may not be negative, not {value}")
+            _refuse_amount(unit, getattr(self, unit), is_more_than_zero=False)
         budget = self.endpoint.budget_usd if self.endpoint else None
         if budget is not None and not self.is_priced:
             raise ValueError(f"endpoint.budget_usd needs a price: set one of {', '.join(PRICES)}")
@@ -192,6 +190,18 @@ class Vlm:
     def is_priced(self) -> bool:
         """Whether a price is known; a price of 0 is one."""
         return any(getattr(self, price) is not None for price in PRICES)
+
+
+def _refuse_amount(name: str, value: float | None, *, is_more_than_zero: bool) -> None:
+    """Raise ValueError where `value` is infinite, no number, or too small."""
+    if value is None:
+        return
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a number, not {value}")
+    if is_more_than_zero and value <= 0:
+        raise ValueError(f"{name} must be more than 0, not {value}")
+    if value < 0:
+        raise ValueError(f"{name} may not be negative, not {value}")
 
 
 def load_vlms() -> list[Vlm]:

@@ -59,7 +59,10 @@ def test_budget_without_a_price_or_a_limit_of_length_is_refused() -> None:
     with pytest.raises(ConfigError, match="toy has no price"):
         refuse_budget_without_prices(vlm(), where="collect.budget_usd")
     with pytest.raises(ConfigError, match="max_tokens"):
-        refuse_budget_without_prices(vlm({"generation": {}}, usd_per_mtok_out=1.0), where="collect.budget_usd")
+        unlimited = vlm({"generation": {}}, usd_per_mtok_in=0.5, usd_per_mtok_out=1.0)
+        refuse_budget_without_prices(unlimited, where="collect.budget_usd")
+    with pytest.raises(ConfigError, match="only one of usd_per_mtok_in and usd_per_mtok_out"):
+        refuse_budget_without_prices(vlm(usd_per_mtok_in=1.0), where="collect.budget_usd")
     refuse_budget_without_prices(vlm({"generation": {}}, usd_per_call=1.0), where="collect.budget_usd")
 
 

@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import hashlib
 import logging
+import os
 import shutil
 import sqlite3
 import time
@@ -40,6 +41,7 @@ create table if not exists attempts (
     key text not null, reason text not null, cost_usd real, tried_at real not null
 );
 create index if not exists attempts_by_key on attempts (key);
+create table if not exists begun (endpoint text primary key);
 """
 _VERSION = 1
 
@@ -80,7 +82,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
-    """The failed attempts at one key: the last reason, and what all of them may have cost."""
+    """The failed attempts at one key: the last reason, and what all of them may have cost, USD; None: no price."""
 
     reason: str
     cost_usd: float | None
@@ -96,8 +98,9 @@ class AnswerStore:
             StorageError: the file is no store, is damaged, of a newer version, or cannot be written.
         """
         self.path = path
-        with self._explained():
+        with self._explained(), contextlib.ExitStack() as opening:
             path.parent.mkdir(parents=True, exist_ok=True)
+            opening.enter_context(_locked(path, "opening"))  # the switch to WAL waits for nobody, it fails
             self._connection = sqlite3.connect(path, timeout=60, isolation_level=None)
             self._connection.execute("pragma journal_mode = wal")
             self._connection.execute("pragma synchronous = normal")  # a commit appends; `sync` has the disk write
@@ -122,13 +125,16 @@ class AnswerStore:
             self._connection.execute("pragma wal_checkpoint(truncate)")
         self._connection.close()
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: Answer) -> bool:
         """Keep an answer; committed when this returns. One that is there already stays as it is.
+
+        Returns:
+            Whether it was new.
 
         Raises:
             StorageError: the disk is full or refuses.
         """
-        self.add_all([answer])
+        return self.add_all([answer]) == 1
 
     def add_all(self, answers: Iterable[Answer]) -> int:
         """Keep several answers in one commit; gives how many were new.
@@ -183,6 +189,27 @@ class AnswerStore:
             found[key] = Attempts(reason=reason, cost_usd=sum(costs) if costs else None)
         return found
 
+    def served_models(self, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Which models answered: pairs of key and the model that the reply named; reads no output."""
+        yield from self._select("select key, served_model from answers where key in", keys)
+
+    def spent_usd(self, keys: Iterable[str]) -> float:
+        """What answers and failed attempts at these keys cost together, USD; each key should come once."""
+        keys = list(keys)
+        statements = (f"select sum(cost_usd) from {table} where key in" for table in ("answers", "attempts"))  # noqa: S608
+        sums = [row[0] for statement in statements for row in self._select(statement, keys)]
+        return float(sum(cost for cost in sums if cost is not None))
+
+    def begin(self, endpoints: Iterable[str]) -> None:
+        """Note that these endpoints, by their stable names, are asked from this store."""
+        with self._explained():
+            self._connection.executemany("insert or ignore into begun values (?)", [(name,) for name in endpoints])
+
+    def begun(self) -> set[str]:
+        """The endpoints that were asked from this store, or restored to it."""
+        with self._explained():
+            return {row[0] for row in self._connection.execute("select endpoint from begun")}
+
     def mean_of(self, *, endpoint: str, model: str) -> tuple[float | None, float | None, float | None]:
         """What a model's kept answers took on average: latency (s), prompt tokens, completion tokens; None: unknown."""
         with self._explained():
@@ -214,8 +241,8 @@ class AnswerStore:
                 advice = "Another process has held it for a minute; wait for it, or stop it, and run again."
             else:
                 advice = (
-                    "Move the file away; `python -m tasks.collect --restore` makes a new one from the sealed tables "
-                    "under collect/."
+                    "Move the file away; `dvc checkout collect && python -m tasks.collect --restore` makes a new one "
+                    "from the sealed tables."
                 )
             raise StorageError(f"the answer store {self.path}: {text}. {advice}") from error
         except OSError as error:
@@ -227,13 +254,28 @@ class AnswerStore:
 
 def sync(path: Path) -> None:
     """Have the disk write what was committed so far; for a thread of its own, with a connection of its own."""
+    with contextlib.suppress(OSError):  # no log: nothing was committed since the last checkpoint
+        log_file = os.open(path.with_name(path.name + "-wal"), os.O_RDONLY)
+        try:
+            os.fsync(log_file)
+        finally:
+            os.close(log_file)
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=0)) as connection:
-        connection.execute("pragma wal_checkpoint(passive)")  # syncs the log, then the file
+        connection.execute("pragma wal_checkpoint(passive)")  # so that the log does not grow with every answer
 
 
 def is_room_left(path: Path) -> bool:
-    """Whether the disk has room for some more answers."""
-    return shutil.disk_usage(path.parent).free >= MIN_FREE_BYTES
+    """Whether the disk has room for some more answers.
+
+    Raises:
+        StorageError: the store's folder is gone.
+    """
+    try:
+        return shutil.disk_usage(path.parent).free >= MIN_FREE_BYTES
+    except OSError as error:
+        raise StorageError(
+            f"the folder of the answer store {path} is gone ({error.strerror}); was it removed?"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -246,15 +288,30 @@ def asking_alone(store: Path, models: Iterable[tuple[str, str]]) -> Iterator[Non
         store: the store's file; locks lie beside it.
         models: pairs of endpoint name and model.
     """
-    folder = store.with_suffix(".locks")
-    folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         for endpoint, model in sorted(set(models)):  # everybody in the same order, so nobody waits in a ring
-            name = hashlib.sha256(f"{endpoint}\n{model}".encode()).hexdigest()[:16]
-            handle = stack.enter_context((folder / name).open("w"))
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("another collection asks %s of %s; waiting until it is done", model, endpoint)
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            waits_for = f"another collection asks {model} of {endpoint}"
+            stack.enter_context(_locked(store, f"{endpoint}\n{model}", waits_for=waits_for))
+        yield
+
+
+@contextlib.contextmanager
+def serving_alone(store: Path, endpoint: str) -> Iterator[None]:
+    """Hold the right to start and stop the server of an endpoint; waits while another process has it."""
+    with _locked(store, f"server of {endpoint}", waits_for=f"another collection uses the server of {endpoint}"):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(store: Path, what: str, *, waits_for: str | None = None) -> Iterator[None]:
+    """Hold a lock beside the store; the system frees it when its holder dies."""
+    folder = store.with_suffix(".locks")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / hashlib.sha256(what.encode()).hexdigest()[:16]).open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waits_for is not None:
+                log.info("%s; waiting until it is done", waits_for)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield

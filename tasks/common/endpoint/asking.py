@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from arms_model.errors import ConfigError, DataError, StorageError
 from arms_model.progress import Progress
 from tasks.common.endpoint.answers import Answer, AnswerStore, is_room_left, sync
-from tasks.common.endpoint.prices import Budget, BudgetSpentError, cost_usd, worst_case_usd
+from tasks.common.endpoint.prices import Budget, BudgetSpentError, Dearest, cost_usd, worst_case_usd
 from tasks.common.endpoint.replies import AttemptError, Caller, Reply
 from tasks.common.endpoint.requests import Request, message_body
 from tasks.common.stage import Terminated
@@ -29,6 +30,9 @@ from tasks.common.vlms import Endpoint, Vlm
 
 log = logging.getLogger(__name__)
 _SYNC_S = 0.5  # at most so long until the disk is made to write what was committed
+_SPREAD_S = 1.0  # jitter on what a server asks to wait
+_NOTABLE_WAIT_S = 10.0
+_NUM_PROBES = 3
 _back_off = wait_exponential_jitter(multiplier=0.5, max=60, jitter=1)
 
 
@@ -61,16 +65,12 @@ class Outcome:
 
     Attributes:
         vlm: the VLM's name.
-        num_answered: requests that have an answer now.
         errors: why requests failed, by key.
-        num_left: requests that were not tried to the end.
         given_up: why the VLM was given up; None where it was not.
     """
 
     vlm: str
-    num_answered: int = 0
     errors: dict[str, str] = field(default_factory=dict)
-    num_left: int = 0
     given_up: str | None = None
 
 
@@ -116,7 +116,7 @@ def ask_all(
         What came of each plan, in their order.
 
     Raises:
-        ConfigError: a key is missing; nothing was asked.
+        ConfigError: a key is missing, or no client can be made; nothing was asked.
         StorageError: the store could not keep an answer, or the disk is nearly full.
         KeyboardInterrupt: Ctrl-C, once what was under way is kept.
         Terminated: SIGTERM, likewise.
@@ -144,23 +144,30 @@ class _Run:
         self._signal: int | None = None
         self._unsaved: list[Answer] = []
         self._storage_error: StorageError | None = None
+        self._failure: Exception | None = None
 
     async def ask(self) -> None:
         async with self._stopped_by_signals(), self._synced():
             with self.progress:
                 await asyncio.gather(*(asking.ask() for asking in self.askings))
 
-    def keep(self, answer: Answer) -> None:
-        """Keep an answer; one that cannot be written waits in memory while the run stops."""
+    def keep(self, answer: Answer) -> bool:
+        """Keep an answer; one that cannot be written waits in memory while the run stops. Gives whether it was new."""
         try:
-            self.store.add(answer)
+            return self.store.add(answer)
         except StorageError as error:
             self._unsaved.append(answer)
             self.storage_failed(error)
+            return True
 
     def storage_failed(self, error: StorageError) -> None:
         """Nothing more may be asked: it could not be kept."""
         self._storage_error = self._storage_error or error
+        self._halt()
+
+    def failed(self, error: Exception) -> None:
+        """A fault of ours: nothing more is sent, what is under way is waited for, then it is raised."""
+        self._failure = self._failure or error
         self._halt()
 
     def _halt(self) -> None:
@@ -174,6 +181,8 @@ class _Run:
     def raise_what_stopped_it(self) -> None:
         if self._storage_error is not None:
             raise StorageError(f"{self._storage_error} {self._last_try_to_save()}") from None
+        if self._failure is not None:
+            raise self._failure
         if self._signal == signal.SIGTERM:
             raise Terminated
         if self._signal is not None:
@@ -231,27 +240,27 @@ class _Asking:
         self.plan, self.vlm, self.endpoint, self._run = plan, plan.vlm, plan.endpoint, run
         self.outcome = Outcome(vlm=plan.vlm.name)
         self.halt = asyncio.Event()  # send nothing more
-        self._key = key
+        self._caller = Caller(self.endpoint, api_key=key)
         self._queue: Iterator[Request] = iter(plan.requests)
         self._budget = Budget(
             self.endpoint.budget_usd, name=f"{self.vlm.name}: endpoint.budget_usd", spent_usd=plan.spent_usd
         )
         self._seconds_between = 60 / self.endpoint.requests_per_minute if self.endpoint.requests_per_minute else 0.0
         self._next_turn = self._not_before = 0.0
+        self._dearest = Dearest()
+        self._probing, self._num_probes = asyncio.Lock(), 0
 
     async def ask(self) -> None:
-        async with Caller(self.endpoint, api_key=self._key) as caller:
+        async with self._caller:
             num_workers = min(self.endpoint.concurrency, len(self.plan.requests))
-            await asyncio.gather(*(self._work(caller) for _ in range(num_workers)))
-        done = self.outcome.num_answered + len(self.outcome.errors)
-        self.outcome.num_left = len(self.plan.requests) - done
+            await asyncio.gather(*(self._work() for _ in range(num_workers)))
 
-    async def _work(self, caller: Caller) -> None:
+    async def _work(self) -> None:
         for request in self._queue:
             if self.halt.is_set():
                 return
             try:
-                await self._ask_until_done(caller, request)
+                await self._ask_until_done(request)
             except _StoppedError:
                 return
             except BudgetSpentError as error:
@@ -265,11 +274,12 @@ class _Asking:
             except StorageError as error:
                 self._run.storage_failed(error)
                 return
-            else:
-                self.outcome.num_answered += 1
+            except Exception as error:  # raised once the answers under way, here and of other VLMs, are kept
+                self._run.failed(error)
+                return
             self._run.count()
 
-    async def _ask_until_done(self, caller: Caller, request: Request) -> None:
+    async def _ask_until_done(self, request: Request) -> None:
         """Ask one question, again where it failed for a passing reason."""
         try:
             if request.picture.max_side is None:
@@ -286,12 +296,14 @@ class _Asking:
             retry=retry_if_exception(lambda error: isinstance(error, AttemptError) and error.scope == "passing"),
             reraise=True,
         )
-        await retrying(self._attempt, caller, request, body)
+        await retrying(self._attempt, request, body)
 
-    async def _attempt(self, caller: Caller, request: Request, body: dict[str, object]) -> None:
-        worst_usd = worst_case_usd(self.vlm, request)
+    async def _attempt(self, request: Request, body: dict[str, object]) -> None:
         await self._turn()
-        async with self._paid_for(worst_usd) as bill:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._wait_for_first_reply(stack)
+            worst_usd = worst_case_usd(self.vlm, request) * self._dearest.factor
+            bill = await stack.enter_async_context(self._paid_for(worst_usd))
             if self.halt.is_set():  # while we waited
                 raise _StoppedError
             if not is_room_left(self._run.store.path):
@@ -299,51 +311,78 @@ class _Asking:
                     f"the disk with the answer store {self._run.store.path} is nearly full; nothing more is asked. "
                     "Free some space, and run the same command again."
                 )
-            self._run.num_under_way += 1
-            try:
-                reply = await caller.ask(body)
-            except AttemptError as error:
-                bill.cost_usd = worst_usd if error.may_be_billed else 0.0
-                self._note_attempt(request, error.reason, bill.cost_usd if self.vlm.is_priced else None)
-                self._not_before = max(self._not_before, time.monotonic() + (error.retry_after_s or 0.0))
-                raise
-            finally:
-                self._run.num_under_way -= 1
-            bill.cost_usd = self._take(request, reply, worst_usd)
+            await self._send(request, body, worst_usd=worst_usd, bill=bill)
 
-    def _take(self, request: Request, reply: Reply, worst_usd: float) -> float:
-        """Keep the reply; gives its cost, USD, the worst case where the endpoint counted no tokens."""
-        cost = None
-        if self.vlm.is_priced:
-            if reply.prompt_tokens is None or reply.completion_tokens is None:
-                cost = worst_usd
+    async def _wait_for_first_reply(self, stack: contextlib.AsyncExitStack) -> None:
+        """Under a budget, call one at a time until a reply has shown what a call costs, or some calls have failed."""
+        if self._has_budget and self._num_probes < _NUM_PROBES:
+            await self._probing.acquire()
+            if self._num_probes < _NUM_PROBES:
+                self._num_probes += 1
+                stack.callback(self._probing.release)
             else:
-                cost = cost_usd(self.vlm, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
-        self._run.keep(
-            Answer(
-                key=request.key,
-                endpoint=self.endpoint.name,
-                model=self.endpoint.model,
-                served_model=reply.served_model or "",
-                output=reply.output,
-                finish_reason=reply.finish_reason,
-                request_id=reply.request_id,
-                latency_s=round(reply.latency_s, 4),
-                prompt_tokens=reply.prompt_tokens,
-                completion_tokens=reply.completion_tokens,
-                cost_usd=cost,
-                answered_at=time.time(),
-            )
-        )
-        if not self.endpoint.is_answered_by(reply.served_model or ""):
-            reason = wrong_model(self.endpoint, reply.served_model or "")
-            self._note_attempt(request, reason, None)  # its cost stands beside the answer
-            raise _Billed(reason, cost or 0.0)
-        return cost or 0.0
+                self._probing.release()
 
-    def _note_attempt(self, request: Request, reason: str, cost: float | None) -> None:
+    async def _send(self, request: Request, body: dict[str, object], *, worst_usd: float, bill: "_Bill") -> None:
+        """Send the request, keep what comes, and write its cost on the bill."""
+        self._run.num_under_way += 1
         try:
-            self._run.store.add_attempt(request.key, reason=reason, cost_usd=cost)
+            reply = await self._caller.ask(body)
+        except AttemptError as error:
+            bill.cost_usd = worst_usd if error.may_be_billed else 0.0
+            self._note_attempt(request, error.reason, bill.cost_usd)
+            self._hold(error.retry_after_s)
+            raise
+        except asyncio.CancelledError:  # a second Ctrl-C: nobody will know whether it was answered
+            self._note_attempt(request, "stopped while it was under way", worst_usd)
+            raise
+        finally:
+            self._run.num_under_way -= 1
+        bill.cost_usd = self._cost(reply, request, worst_usd)
+        is_new = self._run.keep(self._answer(request, reply, bill.cost_usd))
+        served_model = reply.served_model or ""
+        if not self.endpoint.is_answered_by(served_model):
+            reason = wrong_model(self.endpoint, served_model)
+            self._note_attempt(request, reason, 0.0 if is_new else bill.cost_usd)  # else it stands beside the answer
+            raise AttemptError(reason, "question")
+
+    def _cost(self, reply: Reply, request: Request, worst_usd: float) -> float:
+        """What a reply cost, USD: the worst case where the endpoint counted no tokens."""
+        self._num_probes = _NUM_PROBES
+        if reply.prompt_tokens is None or reply.completion_tokens is None:
+            return worst_usd
+        cost = cost_usd(self.vlm, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens) or 0.0
+        if self._dearest.note(cost, worst_case_usd(self.vlm, request)) and self._has_budget:
+            log.warning(
+                "%s: a reply cost %.1f times what was taken for the worst case; budgets reckon with that from now on. "
+                "Set endpoint.image_tokens to what its pictures count (this prompt: %d tokens)",
+                self.vlm.name, self._dearest.factor, reply.prompt_tokens,
+            )  # fmt: skip
+        return cost
+
+    def _answer(self, request: Request, reply: Reply, cost: float) -> Answer:
+        return Answer(
+            key=request.key,
+            endpoint=self.endpoint.name,
+            model=self.endpoint.model,
+            served_model=reply.served_model or "",
+            output=reply.output,
+            finish_reason=reply.finish_reason,
+            request_id=reply.request_id,
+            latency_s=round(reply.latency_s, 4),
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            cost_usd=cost if self.vlm.is_priced else None,
+            answered_at=time.time(),
+        )
+
+    @property
+    def _has_budget(self) -> bool:
+        return self._budget.limit_usd is not None or self._run.budget.limit_usd is not None
+
+    def _note_attempt(self, request: Request, reason: str, cost: float) -> None:
+        try:
+            self._run.store.add_attempt(request.key, reason=reason, cost_usd=cost if self.vlm.is_priced else None)
         except StorageError as error:
             self._run.storage_failed(error)
 
@@ -359,9 +398,6 @@ class _Asking:
             raise
         try:
             yield bill
-        except _Billed as error:
-            bill.cost_usd = error.cost_usd
-            raise
         finally:
             self._budget.settle(worst_usd, bill.cost_usd)
             self._run.budget.settle(worst_usd, bill.cost_usd)
@@ -383,12 +419,27 @@ class _Asking:
     def _spent(self, budget: str) -> float:
         return self._run.budget.spent_usd if budget == self._run.budget.name else self._budget.spent_usd
 
+    def _hold(self, seconds: float | None) -> None:
+        """The server asked for time: no request of this VLM is sent before it is over."""
+        if not seconds:
+            return
+        if seconds > _NOTABLE_WAIT_S and self._not_before < time.monotonic():
+            log.info("%s: asks to wait %.0f s", self.vlm.name, seconds)
+        self._not_before = max(self._not_before, time.monotonic() + seconds)
+
     async def _turn(self) -> None:
-        """Wait for this request's turn: so many a minute, and not before the time that the server named."""
-        now = time.monotonic()
-        turn = max(now, self._next_turn)
-        self._next_turn = turn + self._seconds_between
-        await self._pause(max(turn, self._not_before) - now)
+        """Wait for this request's turn: so many a minute, and none before the time that the server named."""
+        while True:
+            now = time.monotonic()
+            start = max(now, self._next_turn)
+            if self._seconds_between:
+                start = max(start, self._not_before)
+                self._next_turn = start + self._seconds_between
+            elif self._not_before > now:
+                start = self._not_before + random.uniform(0, _SPREAD_S)  # not all that waited at once
+            await self._pause(start - now)
+            if self._not_before <= time.monotonic():
+                return
 
     async def _pause(self, seconds: float) -> None:
         if seconds > 0:
@@ -401,20 +452,12 @@ class _Asking:
     def _seconds_to_wait(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         asked_s = error.retry_after_s if isinstance(error, AttemptError) else None
-        return max(_back_off(state), asked_s or 0.0)
+        return max(_back_off(state), asked_s + random.uniform(0, _SPREAD_S) if asked_s else 0.0)
 
 
 @dataclass(kw_only=True)
 class _Bill:
     cost_usd: float = 0.0
-
-
-class _Billed(AttemptError):  # noqa: N818 - an AttemptError of this module
-    """A paid answer that is not taken."""
-
-    def __init__(self, reason: str, cost: float) -> None:
-        super().__init__(reason, "question", may_be_billed=True)
-        self.cost_usd = cost
 
 
 def wrong_model(endpoint: Endpoint, served_model: str) -> str:

@@ -4,6 +4,7 @@ VLMs whose sample is drawn from what the base pool answers rightly are asked aft
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from pathlib import Path
 import polars as pl
 
 from arms_model.errors import ConfigError, DataError, EndpointError
+from arms_model.settings import nearest
 from tasks.common.asked import asked
-from tasks.common.endpoint.answers import Answer, AnswerStore, Attempts, asking_alone
+from tasks.common.endpoint.answers import AnswerStore, asking_alone
 from tasks.common.endpoint.asking import Outcome, Plan, api_key, ask_all, wrong_model
 from tasks.common.endpoint.prices import refuse_budget_without_prices
 from tasks.common.endpoint.requests import Picture, Request, make_request, picture_as_sent, render_prompt
@@ -22,6 +24,7 @@ from tasks.common.tables import SCHEMAS
 from tasks.common.vlms import Endpoint, Vlm
 
 log = logging.getLogger(__name__)
+_CHUNK = 5000  # questions looked up at a time, so that memory holds few answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,60 +44,22 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What is known of the questions to one VLM.
+    """How far the questions to one VLM are answered.
 
     Attributes:
         vlm: the VLM.
         requests: all that it is asked.
-        answers: those taken, by key.
-        refused: paid answers that are not taken (another model answered), by key.
-        attempts: failed attempts, by key.
+        pending: those without an answer that is taken.
     """
 
     vlm: Vlm
     requests: Sequence[Request]
-    answers: Mapping[str, Answer]
-    refused: Mapping[str, Answer]
-    attempts: Mapping[str, Attempts]
+    pending: Sequence[Request]
 
     @property
-    def pending(self) -> list[Request]:
-        """What has no answer yet."""
-        return [request for request in self.requests if request.key not in self.answers]
-
-    @property
-    def spent_usd(self) -> float:
-        """What these questions cost so far."""
-        costs = [kept.cost_usd for part in (self.answers, self.refused, self.attempts) for kept in part.values()]
-        return sum(cost for cost in costs if cost is not None)
-
-    def table(self) -> pl.DataFrame:
-        """Rows of table `collect`: an answer or an error for each question."""
-        return pl.DataFrame(list(self._rows()), schema=SCHEMAS["collect"])
-
-    def _rows(self) -> Iterator[dict[str, object]]:
-        empty = dict.fromkeys(SCHEMAS["collect"])
-        for request in self.requests:
-            row = empty | {"query_id": request.query_id, "vlm": self.vlm.name}
-            answer = self.answers.get(request.key)
-            if answer is not None:
-                yield row | {
-                    "output": answer.output, "latency_s": answer.latency_s, "prompt_tokens": answer.prompt_tokens,
-                    "completion_tokens": answer.completion_tokens, "cost_usd": answer.cost_usd,
-                    "finish_reason": answer.finish_reason, "request_id": answer.request_id, "answer_key": answer.key,
-                }  # fmt: skip
-            else:
-                yield row | {"error": self._reason(request.key), "cost_usd": self._cost(request.key)}
-
-    def _reason(self, key: str) -> str:
-        if key in self.refused:
-            return wrong_model(_endpoint(self.vlm), self.refused[key].served_model)
-        return self.attempts[key].reason if key in self.attempts else "not asked"
-
-    def _cost(self, key: str) -> float | None:
-        kept = (part.get(key) for part in (self.refused, self.attempts))
-        costs = [part.cost_usd for part in kept if part is not None and part.cost_usd is not None]
-        return sum(costs) if costs else None
+    def keys(self) -> set[str]:
+        """The answers' keys; two queries may have one."""
+        return {request.key for request in self.requests}
 
 
 class Questions:
@@ -109,7 +74,8 @@ class Questions:
             max_pixels: a picture with more is refused.
         """
         self.askable = queries.select("query_id", "benchmark")
-        self._rows = {row["query_id"]: row for row in queries.iter_rows(named=True)}
+        columns = ("query_id", "question", "choices", "language", "image", "image_sha256")
+        self._rows = {row["query_id"]: row for row in queries.select(columns).iter_rows(named=True)}
         self._images, self._max_pixels = images, max_pixels
         self._pictures: dict[tuple[str, int | None], Picture] = {}
         self._prompts: dict[tuple[str, str], str] = {}
@@ -159,11 +125,15 @@ def collect_answers(
         EndpointError: questions are left without an answer beyond what may be; all answers are in the store.
     """
     refuse_without_endpoints(vlms)
-    done = _collected(first_asked(vlms), questions, set(), [], store=store, limits=limits)
-    if later := [vlm for vlm in vlms if vlm not in first_asked(vlms)]:
-        answered = answered_by_base(done, queries)
-        done += _collected(later, questions, answered, done, store=store, limits=limits)
-    return pl.concat([standing.table() for standing in done])
+    refuse_unpriced_budgets(vlms, limits)
+    refuse_servers_of_nobody(vlms, limits)
+    first = first_asked(vlms)
+    later = [vlm for vlm in vlms if vlm not in first]
+    done = _collected(first, questions, set(), [], later=later, store=store, limits=limits)
+    if later:
+        answered = answered_by_base(done, queries, store)
+        done += _collected(later, questions, answered, done, later=[], store=store, limits=limits)
+    return pl.concat([table(each, store) for each in done])
 
 
 def first_asked(vlms: Sequence[Vlm]) -> list[Vlm]:
@@ -171,22 +141,64 @@ def first_asked(vlms: Sequence[Vlm]) -> list[Vlm]:
     return [vlm for vlm in vlms if vlm.sample_from == "all"]
 
 
-def answered_by_base(standings: Sequence[Standing], queries: pl.DataFrame) -> set[str]:
+def answered_by_base(standings: Sequence[Standing], queries: pl.DataFrame, store: AnswerStore) -> set[str]:
     """The queries that a VLM of pool base answered rightly."""
-    tables = [standing.table() for standing in standings if standing.vlm.pool == "base"]
+    tables = [table(each, store) for each in standings if each.vlm.pool == "base"]
     right = labels(pl.concat(tables), queries=queries, where="answers of pool base").filter("correct")
     return set(right["query_id"])
 
 
 def standing(vlm: Vlm, requests: Sequence[Request], store: AnswerStore) -> Standing:
-    """What the store knows of a VLM's questions."""
-    keys = [request.key for request in requests]
-    taken: dict[str, Answer] = {}
-    refused: dict[str, Answer] = {}
-    for key, kept in store.answers(keys).items():
-        for answer in kept:
-            (taken if _endpoint(vlm).is_answered_by(answer.served_model) else refused)[key] = answer
-    return Standing(vlm=vlm, requests=requests, answers=taken, refused=refused, attempts=store.attempts(keys))
+    """How far the store answers a VLM's questions."""
+    pending: list[Request] = []
+    for start in range(0, len(requests), _CHUNK):
+        chunk = requests[start : start + _CHUNK]
+        models = store.served_models({request.key for request in chunk})
+        answered = {key for key, served_model in models if _endpoint(vlm).is_answered_by(served_model)}
+        pending.extend(request for request in chunk if request.key not in answered)
+    return Standing(vlm=vlm, requests=requests, pending=pending)
+
+
+def table(standing: Standing, store: AnswerStore) -> pl.DataFrame:
+    """Rows of table `collect`: an answer or an error for each question to one VLM."""
+    requests = standing.requests
+    parts = [pl.DataFrame(schema=SCHEMAS["collect"])]
+    for start in range(0, len(requests), _CHUNK):
+        rows = _rows(standing.vlm, requests[start : start + _CHUNK], store)
+        parts.append(pl.DataFrame(list(rows), schema=SCHEMAS["collect"]))
+    return pl.concat(parts)
+
+
+def _rows(vlm: Vlm, requests: Sequence[Request], store: AnswerStore) -> Iterator[dict[str, object]]:
+    keys = {request.key for request in requests}
+    answers, attempts = store.answers(keys), store.attempts(keys)
+    for request in requests:
+        kept = answers.get(request.key, [])
+        taken = [answer for answer in kept if _endpoint(vlm).is_answered_by(answer.served_model)]
+        refused = [answer for answer in kept if answer not in taken]
+        failed = attempts.get(request.key)
+        costs = [each.cost_usd for each in kept] + ([failed.cost_usd] if failed else [])
+        known = [cost for cost in costs if cost is not None]
+        spent = sum(known) if known else None
+        row = dict.fromkeys(SCHEMAS["collect"]) | {
+            "query_id": request.query_id, "vlm": vlm.name, "answer_key": request.key, "spent_usd": spent,
+        }  # fmt: skip
+        if taken:
+            answer = min(taken, key=lambda answer: answer.answered_at)  # the first stays, whatever comes later
+            same = (
+                "output",
+                "latency_s",
+                "prompt_tokens",
+                "completion_tokens",
+                "cost_usd",
+                "finish_reason",
+                "request_id",
+            )
+            yield row | {name: getattr(answer, name) for name in same}
+        elif refused:
+            yield row | {"error": wrong_model(_endpoint(vlm), refused[-1].served_model)}
+        else:
+            yield row | {"error": failed.reason if failed else "not asked"}
 
 
 def refuse_without_endpoints(vlms: Sequence[Vlm]) -> None:
@@ -207,62 +219,69 @@ def refuse_unpriced_budgets(vlms: Sequence[Vlm], limits: Limits) -> None:
             refuse_budget_without_prices(vlm, where="collect.budget_usd")
 
 
+def refuse_servers_of_nobody(vlms: Sequence[Vlm], limits: Limits) -> None:
+    """Raise ConfigError where `collect.servers` names an endpoint that no block has."""
+    known = {_endpoint(vlm).name for vlm in vlms}
+    for name in limits.servers:
+        if name not in known:
+            raise ConfigError(f"collect.servers.{name}: no block's endpoint has that name; {nearest(name, known)}")
+
+
 def _collected(
-    vlms: Sequence[Vlm], questions: Questions, answered: set[str], before: Sequence[Standing], *, store: AnswerStore,
-    limits: Limits,
+    vlms: Sequence[Vlm], questions: Questions, answered: set[str], before: Sequence[Standing], *, later: Sequence[Vlm],
+    store: AnswerStore, limits: Limits,
 ) -> list[Standing]:  # fmt: skip
-    """Ask these VLMs what is not known; give where they stand then."""
+    """Ask these VLMs what is not known; give how far they are answered then."""
     requests = {vlm.name: questions.of(vlm, answered_by_base=answered) for vlm in vlms}
     for vlm in vlms:
         if not requests[vlm.name]:
             raise DataError(f"vlms: {vlm.name}: its block asks none of the queries; correct its benchmarks or sample.")
-    standings = [standing(vlm, requests[vlm.name], store) for vlm in vlms]
-    to_ask = [each.vlm for each in standings if each.pending]
-    refuse_unpriced_budgets(to_ask, limits)
-    for vlm in to_ask:
-        api_key(vlm)  # a missing one stops the run before anything is asked
+    to_ask = [vlm for vlm in vlms if standing(vlm, requests[vlm.name], store).pending]
+    outcomes: list[Outcome] = []
     if to_ask:
+        for vlm in (*to_ask, *later):
+            api_key(vlm)  # a missing one stops the run before anything is asked
         endpoints = [_endpoint(vlm) for vlm in to_ask]
         with asking_alone(store.path, [(endpoint.name, endpoint.model) for endpoint in endpoints]):
-            standings = [standing(vlm, requests[vlm.name], store) for vlm in vlms]  # another process may have asked
-            outcomes = _ask([*before, *standings], {vlm.name for vlm in to_ask}, store=store, limits=limits)
-        standings = [standing(vlm, requests[vlm.name], store) for vlm in vlms]
-        _report(standings)
+            asked_now = [standing(vlm, requests[vlm.name], store) for vlm in to_ask]  # another process may have asked
+            keys = {request.key for own in requests.values() for request in own}.union(*(each.keys for each in before))
+            outcomes = _ask(asked_now, spent_usd=store.spent_usd(keys), store=store, limits=limits)
+    standings = [standing(vlm, requests[vlm.name], store) for vlm in vlms]
+    if to_ask:
+        _report(standings, store)
         _refuse_incomplete(standings, outcomes, limits)
     return standings
 
 
-def _ask(all_standings: Sequence[Standing], names: set[str], *, store: AnswerStore, limits: Limits) -> list[Outcome]:
-    claimed: set[str] = set()  # two blocks may ask one model the same thing: it is asked once
-    plans = []
-    for each in all_standings:
-        if each.vlm.name not in names:
-            continue
-        mine: dict[str, Request] = {}
-        for request in each.pending:
-            if request.key not in claimed:
-                mine.setdefault(request.key, request)  # so may two queries
+def to_ask_once(standings: Sequence[Standing]) -> Iterator[tuple[Standing, list[Request]]]:
+    """What is to be asked of each VLM: two queries, or two blocks of one model, may ask the same thing."""
+    claimed: set[str] = set()
+    for each in standings:
+        mine = {request.key: request for request in each.pending if request.key not in claimed}
         claimed |= set(mine)
-        if mine:
-            plans.append(
-                Plan(
-                    vlm=each.vlm,
-                    requests=list(mine.values()),
-                    max_errors=_max_errors(each, limits),
-                    spent_usd=each.spent_usd,
-                )
-            )
+        yield each, list(mine.values())
+
+
+def _ask(standings: Sequence[Standing], *, spent_usd: float, store: AnswerStore, limits: Limits) -> list[Outcome]:
+    plans = [
+        Plan(
+            vlm=each.vlm, requests=mine, max_errors=_max_errors(each, limits), spent_usd=store.spent_usd(each.keys)
+        )
+        for each, mine in to_ask_once(standings)
+        if mine
+    ]  # fmt: skip
     if not plans:
         return []
-    spent_usd = sum(each.spent_usd for each in all_standings)
-    with running(limits.servers, [plan.endpoint for plan in plans]):
+    endpoints = [plan.endpoint for plan in plans]
+    store.begin({endpoint.name for endpoint in endpoints})
+    with running(limits.servers, endpoints, store=store.path):
         return ask_all(plans, store=store, budget_usd=limits.budget_usd, spent_usd=spent_usd)
 
 
-def _report(standings: Sequence[Standing]) -> None:
+def _report(standings: Sequence[Standing], store: AnswerStore) -> None:
     for each in standings:
-        spent = f", ${each.spent_usd:.4f} spent" if each.vlm.is_priced else ""
-        num_open = len({request.key for request in each.pending})
+        spent = f", ${store.spent_usd(each.keys):.4f} spent" if each.vlm.is_priced else ""
+        num_open = len(each.pending)
         log.info("%s: %d questions, %d without an answer%s", each.vlm.name, len(each.requests), num_open, spent)
 
 
@@ -285,7 +304,7 @@ def _refuse_incomplete(standings: Sequence[Standing], outcomes: Sequence[Outcome
 
 
 def _max_errors(standing: Standing, limits: Limits) -> int:
-    return int(limits.max_error_share * len(standing.requests))
+    return math.floor(limits.max_error_share * len(standing.requests) + 1e-9)  # 0.29 x 100 is 28.999...
 
 
 def _endpoint(vlm: Vlm) -> Endpoint:

@@ -1,13 +1,28 @@
 """What asking a VLM should cost and how long it should take: from its kept answers, else by rules of thumb."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import polars as pl
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
 
 from arms_model.progress import clock
 from tasks.common.endpoint.answers import AnswerStore
-from tasks.common.endpoint.collection import Standing
+from tasks.common.endpoint.collection import (
+    Questions,
+    Standing,
+    answered_by_base,
+    first_asked,
+    standing,
+    to_ask_once,
+)
 from tasks.common.endpoint.prices import expected_usd, worst_case_usd
+from tasks.common.endpoint.requests import Request
+from tasks.common.vlms import Vlm
 
-ASSUMED_LATENCY_S = 2.0  # where no answer was kept yet
+_ASSUMED_LATENCY_S = 2.0  # where no answer was kept yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +32,11 @@ class Forecast:
     Attributes:
         vlm: its name.
         num_questions: all that it is asked.
-        num_to_ask: those without an answer.
-        is_at_most: whether both numbers are upper bounds.
+        num_known: those with an answer.
+        num_to_ask: those that would be asked; not what another block asks the same model.
+        is_at_most: whether the numbers of questions are upper bounds.
         expected_usd: of those to ask; None where no price is known.
-        worst_usd: likewise, every answer as long as max_tokens allows.
+        worst_usd: likewise, every answer as long as max_tokens allows; each asked once.
         spent_usd: what the known answers cost.
         expected_s: time for those to ask, s.
         is_assumed: whether the time rests on an assumed latency.
@@ -28,6 +44,7 @@ class Forecast:
 
     vlm: str
     num_questions: int
+    num_known: int
     num_to_ask: int
     is_at_most: bool
     expected_usd: float | None
@@ -42,7 +59,7 @@ class Forecast:
         return [
             self.vlm,
             f"{bound}{self.num_questions}",
-            str(self.num_questions - self.num_to_ask),
+            str(self.num_known),
             f"{bound}{self.num_to_ask}",
             "no price" if self.expected_usd is None else f"{self.expected_usd:.4f}",
             "no price" if self.worst_usd is None else f"{self.worst_usd:.4f}",
@@ -51,34 +68,79 @@ class Forecast:
         ]
 
 
-def forecast(standing: Standing, store: AnswerStore, *, is_at_most: bool) -> Forecast:
+def forecast(standing: Standing, to_ask: Sequence[Request], store: AnswerStore, *, is_at_most: bool) -> Forecast:
     """What asking the open questions of one VLM would mean.
 
     Args:
-        standing: where it stands.
+        standing: how far it is answered.
+        to_ask: the open questions that no other VLM's block asks as well.
         store: its kept answers give the means of latency and tokens.
         is_at_most: whether `standing` holds more than will be asked.
     """
-    vlm, pending = standing.vlm, standing.pending
+    vlm = standing.vlm
     endpoint = vlm.endpoint
     assert endpoint is not None, f"{vlm.name} has no endpoint"  # noqa: S101 - refused before
     latency_s, prompt_tokens, completion_tokens = store.mean_of(endpoint=endpoint.name, model=endpoint.model)
     is_priced = vlm.is_priced
     expected = [
         expected_usd(vlm, request, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens) or 0.0
-        for request in pending
+        for request in to_ask
     ]
-    seconds = len(pending) * (ASSUMED_LATENCY_S if latency_s is None else latency_s) / endpoint.concurrency
+    seconds = len(to_ask) * (_ASSUMED_LATENCY_S if latency_s is None else latency_s) / endpoint.concurrency
     if endpoint.requests_per_minute is not None:
-        seconds = max(seconds, len(pending) * 60 / endpoint.requests_per_minute)
+        seconds = max(seconds, len(to_ask) * 60 / endpoint.requests_per_minute)
     return Forecast(
         vlm=vlm.name,
         num_questions=len(standing.requests),
-        num_to_ask=len(pending),
+        num_known=len(standing.requests) - len(standing.pending),
+        num_to_ask=len(to_ask),
         is_at_most=is_at_most,
         expected_usd=sum(expected) if is_priced else None,
-        worst_usd=sum(worst_case_usd(vlm, request) for request in pending) if is_priced else None,
-        spent_usd=standing.spent_usd,
+        worst_usd=sum(worst_case_usd(vlm, request) for request in to_ask) if is_priced else None,
+        spent_usd=store.spent_usd(standing.keys),
         expected_s=seconds,
         is_assumed=latency_s is None,
     )
+
+
+def forecasts(
+    vlms: Sequence[Vlm], questions: Questions, *, queries: pl.DataFrame, store: AnswerStore
+) -> list[Forecast]:
+    """What asking all VLMs would mean; where the base pool is not known yet, a sample of it is at most so large.
+
+    Args:
+        vlms: the VLMs; each has an endpoint.
+        questions: made of `queries`.
+        queries: table `queries`.
+        store: the answer store.
+    """
+    first = first_asked(vlms)
+    known = [standing(vlm, questions.of(vlm, answered_by_base=set()), store) for vlm in first]
+    is_base_known = not any(each.pending for each in known if each.vlm.pool == "base")
+    if later := [vlm for vlm in vlms if vlm not in first]:
+        askable = answered_by_base(known, queries, store) if is_base_known else set(queries["query_id"])
+        known += [standing(vlm, questions.of(vlm, answered_by_base=askable), store) for vlm in later]
+    return [
+        forecast(each, to_ask, store, is_at_most=each.vlm in later and not is_base_known)
+        for each, to_ask in to_ask_once(known)
+    ]
+
+
+def show(forecasts: Sequence[Forecast], *, budget_usd: float | None) -> None:
+    """Print the forecasts as a table, and their sums."""
+    table = Table("VLM", "questions", "known", "to ask", "expected $", "at most $", "spent $", "time", box=SIMPLE)
+    for column in table.columns:
+        column.justify, column.no_wrap = "left" if column.header == "VLM" else "right", True
+    for each in forecasts:
+        table.add_row(*each.cells())
+    terminal = Console()
+    terminal.width = max(terminal.width, 110)  # names are not cut where the output goes into a file
+    terminal.print(table)
+    num_to_ask, spent = sum(each.num_to_ask for each in forecasts), sum(each.spent_usd for each in forecasts)
+    expected, worst = sum(each.expected_usd or 0 for each in forecasts), sum(each.worst_usd or 0 for each in forecasts)
+    longest = max((each.expected_s for each in forecasts), default=0.0)
+    budget = "no budget is set" if budget_usd is None else f"collect.budget_usd is ${budget_usd:.2f}"
+    print(f"{num_to_ask} questions would be asked: ${expected:.2f} expected, ${worst:.2f} at most; ${spent:.2f} spent")
+    print(f"already; {budget}. VLMs are asked side by side: about {clock(longest)}. Nothing was asked.")
+    if any(each.is_assumed and each.num_to_ask for each in forecasts):
+        print(f"* no answer is known yet: {_ASSUMED_LATENCY_S:g} s each and answers half of max_tokens long assumed.")

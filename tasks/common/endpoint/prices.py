@@ -29,9 +29,10 @@ def cost_usd(vlm: Vlm, *, prompt_tokens: float, completion_tokens: float) -> flo
 
 
 def worst_case_usd(vlm: Vlm, request: Request) -> float:
-    """The most that asking `request` once can cost, USD; 0 where no price is known.
+    """The most that asking `request` once should cost, USD; 0 where no price is known.
 
-    A token is at least a byte of the text; the answer is as long as max_tokens allows.
+    A token is at least a byte of the text; the answer is as long as max_tokens allows; the picture counts what
+    `picture_tokens` says, which a provider of another mind can exceed: `Dearest` learns by how much.
     """
     endpoint = vlm.endpoint
     text = request.prompt + ((endpoint.system or "") if endpoint else "")
@@ -78,11 +79,31 @@ def refuse_budget_without_prices(vlm: Vlm, *, where: str) -> None:
             f"{where} is set, but {vlm.name} has no price; write one of {', '.join(PRICES)} into its block "
             "(`usd_per_call: 0` where it costs nothing), or set no budget."
         )
+    one_price = (vlm.usd_per_mtok_in is None) != (vlm.usd_per_mtok_out is None)
+    if one_price:
+        raise ConfigError(
+            f"{where} is set, but {vlm.name} has only one of usd_per_mtok_in and usd_per_mtok_out; write both (0 where "
+            "one costs nothing), or set no budget."
+        )
     if vlm.usd_per_mtok_out and vlm.endpoint is not None and vlm.endpoint.max_tokens is None:
         raise ConfigError(
             f"{where} is set, but {vlm.name} may answer at any length; write max_tokens (or max_completion_tokens) "
             "into its endpoint.generation, or set no budget."
         )
+
+
+class Dearest:
+    """By how much replies cost more than their worst case: providers may count pictures otherwise than assumed."""
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+
+    def note(self, cost: float, worst_usd: float) -> bool:
+        """Take a reply's cost in; gives whether it was dearer than any before, and than its worst case."""
+        if not worst_usd or cost <= worst_usd * self.factor * (1 + 1e-9):
+            return False
+        self.factor = cost / worst_usd
+        return True
 
 
 class BudgetSpentError(Exception):

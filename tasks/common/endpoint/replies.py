@@ -20,17 +20,22 @@ import httpx2
 import openai
 from openai.resources.chat import AsyncCompletions
 
+from arms_model.errors import ConfigError
 from tasks.common.vlms import Endpoint
 
 CONTENT_FILTER = "content_filter"
 _FILTER_CODES = {CONTENT_FILTER, "content_policy_violation", "ResponsibleAIPolicyViolation", "data_inspection_failed"}
 _PASSING = {408, 409, 425, 429}  # and all from 500 on
-_HOPELESS = {401, 403, 404}  # the same for every question
+_BILLED_ALL_THE_SAME = {408, 504, 524}  # time-outs on the way: the model may have answered
+_HOPELESS = {401, 402, 403, 404}  # the same for every question
 _NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached"}
 _MAX_REASON = 300
 _NO_KEY = "none"
+_HEADERS = {
+    "host", "accept", "accept-encoding", "connection", "content-type", "content-length", "authorization", "user-agent",
+}  # fmt: skip
 _MIN_KEY = 8  # a shorter one, such as EMPTY, is no secret, and would be cut out of ordinary words
-_MAX_WAIT_S = 3600.0
+_MAX_WAIT_S = 3600.0  # who asks for more is given up in this run
 _PARAMETERS = set(inspect.signature(AsyncCompletions.create).parameters) - {
     "self", "stream", "stream_options", "timeout", "extra_headers", "extra_query",
 }  # fmt: skip
@@ -95,21 +100,30 @@ class Caller:
         Args:
             endpoint: where to send.
             api_key: the key, or None where the endpoint needs none.
+
+        Raises:
+            ConfigError: its URL or the environment's proxy cannot be used.
         """
         self._endpoint, self._api_key = endpoint, api_key
-        self._client = openai.AsyncOpenAI(
-            base_url=endpoint.base_url,
-            api_key=api_key or _NO_KEY,
-            max_retries=0,
-            timeout=None,  # the whole attempt has one deadline: a time-out per read never ends a slow drip
-            http_client=httpx2.AsyncClient(
-                limits=httpx2.Limits(
-                    max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency
+        try:
+            self._client = openai.AsyncOpenAI(
+                base_url=endpoint.base_url,
+                api_key=api_key or _NO_KEY,
+                max_retries=0,
+                timeout=None,  # the whole attempt has one deadline: a time-out per read never ends a slow drip
+                http_client=httpx2.AsyncClient(
+                    limits=httpx2.Limits(
+                        max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency
+                    ),
+                    headers={"accept-encoding": "identity"},
+                    event_hooks={"request": [_without_private_headers], "response": [_cap(endpoint.max_answer_bytes)]},
                 ),
-                headers={"accept-encoding": "identity"},
-                event_hooks={"response": [_cap(endpoint.max_answer_bytes)]},
-            ),
-        )
+            )
+        except (ImportError, ValueError, httpx2.InvalidURL, openai.OpenAIError) as error:
+            raise ConfigError(
+                f"no client can be made for {endpoint.base_url}: {self._short(str(error))}. Correct base_url, or the "
+                "proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY)."
+            ) from None
 
     async def __aenter__(self) -> "Caller":
         return self
@@ -156,12 +170,14 @@ class Caller:
             body = json.loads(content)
         except (ValueError, RecursionError):
             raise AttemptError(
-                self._short(f"the reply is no JSON: {_text(content)!r}"), "passing", may_be_billed=True
+                self._short(f"the reply is no JSON: {self._start(content)!r}"), "passing", may_be_billed=True
             ) from None
         if not isinstance(body, dict) or not isinstance(body.get("choices"), list) or not body["choices"]:
             said = body.get("error") if isinstance(body, dict) else None
             raise AttemptError(
-                self._short(f"the reply has no choices: {said or _text(content)!r}"), "passing", may_be_billed=True
+                self._short(f"the reply has no choices: {said or self._start(content)!r}"),
+                "passing",
+                may_be_billed=True,
             )
         choice = _mapping(body["choices"][0])
         message = _mapping(choice.get("message"))
@@ -186,17 +202,21 @@ class Caller:
         """A content filter's answer to a prompt comes as an error status; all other statuses are failures."""
         status, body = error.status_code, _mapping(error.body)
         codes = {str(part.get(name)) for part in (body, _mapping(body.get("innererror"))) for name in ("code", "type")}
-        if status == 400 and codes & _FILTER_CODES:
+        if status in (400, 403) and codes & _FILTER_CODES:
             return Reply(
                 output="", served_model=None, finish_reason=CONTENT_FILTER, latency_s=latency_s,
                 request_id=self._name(_request_id(error.response.headers)), prompt_tokens=None, completion_tokens=None,
             )  # fmt: skip
-        said = body.get("message") or _text(error.response.content)
+        said = body.get("message") or self._start(error.response.content)
         reason = self._short(f"HTTP {status}: {said}")
         if status in _HOPELESS or status < 400 or codes & _NO_MONEY:
             raise AttemptError(reason, "vlm") from None
         if status in _PASSING or status >= 500:
-            raise AttemptError(reason, "passing", retry_after_s=_retry_after_s(error.response.headers)) from None
+            wait_s = _retry_after_s(error.response.headers)
+            if wait_s is not None and wait_s > _MAX_WAIT_S:
+                raise AttemptError(self._short(f"asks to wait {wait_s:.0f} s; {reason}"), "vlm") from None
+            may_be_billed = status in _BILLED_ALL_THE_SAME
+            raise AttemptError(reason, "passing", may_be_billed=may_be_billed, retry_after_s=wait_s) from None
         raise AttemptError(reason, "question") from None
 
     def _broken_off(self, error: openai.APIConnectionError) -> AttemptError:
@@ -219,8 +239,14 @@ class Caller:
     def _clean(self, text: str) -> str:
         """Text that can be stored (no lone surrogates), without the key."""
         text = text.encode("utf-8", "replace").decode()
-        is_secret = self._api_key is not None and len(self._api_key) >= _MIN_KEY
-        return text.replace(self._api_key, "[key]") if self._api_key and is_secret else text
+        if self._api_key is not None and len(self._api_key) >= _MIN_KEY:
+            for written in (self._api_key, json.dumps(self._api_key)[1:-1], repr(self._api_key)[1:-1]):
+                text = text.replace(written, "[key]")
+        return text
+
+    def _start(self, content: bytes) -> str:
+        """How a body begins; the key is cut out before anything is cut off."""
+        return self._clean(content[: 100 * _MAX_REASON].decode("utf-8", "replace"))[:_MAX_REASON]
 
 
 def _as_sent(body: dict[str, Any]) -> dict[str, Any]:
@@ -237,6 +263,13 @@ def _as_sent(body: dict[str, Any]) -> dict[str, Any]:
         )
     extra = body.get("extra_body") or {}
     return {name: value for name, value in body.items() if name != "extra_body"} | dict(extra)
+
+
+async def _without_private_headers(request: httpx2.Request) -> None:
+    """The client adds what the environment says of an OpenAI account; only OpenAI is told."""
+    if not request.url.host.endswith("openai.com"):
+        for name in set(request.headers) - _HEADERS:
+            del request.headers[name]
 
 
 def _cap(max_bytes: int) -> Callable[[httpx2.Response], Awaitable[None]]:
@@ -287,15 +320,11 @@ def _request_id(headers: httpx2.Headers) -> str | None:
 
 
 def _retry_after_s(headers: httpx2.Headers) -> float | None:
-    """`Retry-After` in seconds, from its number or its date; at most an hour."""
+    """`Retry-After` in seconds, from its number or its date."""
     value = headers.get("retry-after", "").strip()
     seconds = None
     with contextlib.suppress(ValueError):
         seconds = float(value)
     with contextlib.suppress(ValueError, TypeError, IndexError):
         seconds = parsedate_to_datetime(value).timestamp() - time.time() if seconds is None else seconds
-    return min(max(seconds, 0.0), _MAX_WAIT_S) if seconds is not None and math.isfinite(seconds) else None
-
-
-def _text(content: bytes) -> str:
-    return content[:_MAX_REASON].decode("utf-8", "replace")
+    return max(seconds, 0.0) if seconds is not None and math.isfinite(seconds) else None

@@ -133,7 +133,8 @@ def make_request(vlm: Vlm, *, query_id: str, prompt: str, picture: Picture) -> R
     assert endpoint is not None, f"{vlm.name} has no endpoint"  # noqa: S101 - checked when params are read
     parts = {
         "endpoint": endpoint.name, "model": endpoint.model, "system": endpoint.system, "prompt": prompt,
-        "picture": picture.identity(), "image_detail": endpoint.image_detail, "generation": _generation(vlm),
+        "picture": picture.identity(), "image_detail": endpoint.image_detail,
+        "generation": {name: _plain(value) for name, value in _generation(vlm).items()},
     }  # fmt: skip
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return Request(query_id=query_id, prompt=prompt, picture=picture, key=hashlib.sha256(text.encode()).hexdigest())
@@ -141,9 +142,15 @@ def make_request(vlm: Vlm, *, query_id: str, prompt: str, picture: Picture) -> R
 
 def render_prompt(template: str, *, question: str, choices: list[str] | None, language: str) -> str:
     """Fill a block's prompt template; braces inside the question stay as they are."""
-    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices or (), strict=False))
+    options = "\n".join(f"{_letter(position)}. {choice}" for position, choice in enumerate(choices or ()))
     values = {"question": question, "options": options, "language": language}
     return re.sub(r"\{(question|options|language)\}", lambda name: values[name[1]], template).strip()
+
+
+def _letter(position: int) -> str:
+    """A, B, ... Z, AA, AB, ..."""
+    rounds, rest = divmod(position, len(ascii_uppercase))
+    return (_letter(rounds - 1) if rounds else "") + ascii_uppercase[rest]
 
 
 def message_body(vlm: Vlm, request: Request) -> dict[str, Any]:
@@ -160,6 +167,11 @@ def message_body(vlm: Vlm, request: Request) -> dict[str, Any]:
     user = [{"type": "image_url", "image_url": image_url}, {"type": "text", "text": request.prompt}]
     system = [{"role": "system", "content": endpoint.system}] if endpoint.system else []
     return {"model": endpoint.model, "messages": [*system, {"role": "user", "content": user}], **_generation(vlm)}
+
+
+def _plain(value: Any) -> Any:
+    """A temperature of 0.0 is one of 0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _generation(vlm: Vlm) -> dict[str, Any]:

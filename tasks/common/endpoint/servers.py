@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from arms_model.errors import ConfigError, EndpointError
+from tasks.common.endpoint.answers import serving_alone
 from tasks.common.vlms import Endpoint
 
 log = logging.getLogger(__name__)
@@ -31,22 +32,25 @@ _PR_SET_PDEATHSIG = 1
 
 
 @contextlib.contextmanager
-def running(commands: Mapping[str, str], endpoints: Sequence[Endpoint]) -> Iterator[None]:
+def running(commands: Mapping[str, str], endpoints: Sequence[Endpoint], *, store: Path) -> Iterator[None]:
     """Have a server for each endpoint that `commands` names, while the block runs.
 
     Args:
         commands: endpoint name -> the command that starts its server; what it prints goes to `.arms/servers/`.
         endpoints: those that will be asked.
+        store: the answer store; two collections on it do not stop each other's servers.
 
     Raises:
         ConfigError: a command that cannot be started.
         EndpointError: a server that ended or did not answer in time.
     """
     with contextlib.ExitStack() as stack:
-        for name, command in commands.items():
+        for name, command in sorted(commands.items()):
             urls = sorted({endpoint.base_url for endpoint in endpoints if endpoint.name == name})
-            if urls and not any(_listens(url) for url in urls):
-                stack.enter_context(_server(name, command, url=urls[0]))
+            if urls:
+                stack.enter_context(serving_alone(store, name))
+                if not any(_listens(url) for url in urls):
+                    stack.enter_context(_server(name, command, url=urls[0]))
         yield
 
 
