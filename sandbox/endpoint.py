@@ -157,7 +157,7 @@ async def spoil(reply: dict[str, Any], fault: Fault, request: Request) -> Respon
             while (await request.receive())["type"] != "http.disconnect":
                 pass
             return Response()
-        case "reset":  # fewer bytes than promised: the server then closes the connection
+        case "reset":  # fewer bytes than promised: the server logs an error and closes the connection
             return Response(b'{"id": "chatcmpl-1", "choi', headers={"content-length": "1000"})
         case "non_json":
             return HTMLResponse("<html><body>Welcome!</body></html>")
