@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, cast
 
-from arms_model.errors import DataError
+from arms_model.errors import ConfigError, DataError
 from tasks.common.files import full_disk_reason
 
 MAX_FILES = 1_000_000
@@ -137,6 +137,8 @@ class _SmallReads:
 
 
 def _unpack_tar(path: Path, target: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):  # the first 3.11 releases
+        raise ConfigError(f"{path}: this Python cannot unpack a tar safely; use Python 3.11.4 or newer, or unpack it.")
     allowance = _Allowance(path)
     with contextlib.ExitStack() as stack:
         start = stack.enter_context(path.open("rb")).read(6)
