@@ -12,6 +12,7 @@ Run: `python -m tasks.collect`; reads the source and `queries/`, writes `collect
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -75,8 +76,8 @@ class CollectSettings:
             raise ValueError("source table needs `table: {file: ..., columns: {...}}`")
         if not 0 <= self.max_error_share <= 1:
             raise ValueError(f"max_error_share must be from 0 to 1, not {self.max_error_share}")
-        if self.budget_usd is not None and self.budget_usd < 0:
-            raise ValueError(f"budget_usd may not be negative, not {self.budget_usd}")
+        if self.budget_usd is not None and not 0 <= self.budget_usd < math.inf:
+            raise ValueError(f"budget_usd must be a number of 0 or more, not {self.budget_usd}")
         if empty := [name for name, command in self.servers.items() if not command.strip()]:
             raise ValueError(f"servers.{empty[0]} is empty; write the command that starts it, or leave it out")
 

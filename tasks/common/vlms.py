@@ -112,9 +112,7 @@ class Endpoint:
         `gpt-4o` may answer as `gpt-4o-2024-08-06`, not as `gpt-4o-mini`; what stands before a slash does not count.
         """
         asked, served = (name.rsplit("/", 1)[-1].lower() for name in (self.model, served_model))
-        version = (
-            re.fullmatch(r"[-@:](v?\d[\w.:-]*|latest)", served[len(asked) :]) if served.startswith(asked) else None
-        )
+        version = _VERSION.fullmatch(served[len(asked) :]) if served.startswith(asked) else None
         return not served or served == asked or version is not None or served_model in self.served_as
 
     @property

@@ -2,7 +2,7 @@
 
 It survives the collection that it serves, so it can count: `asked` holds every request in the order of arrival. Each
 model follows its own script: the words of `script[model]` one after the other, the last for ever. Words are those of
-`_REPLIES` and `_BREAKS`; a model without a script answers.
+`_REPLIES` and `_BREAKS`, and what a test adds to `replies`; a model without a script answers.
 """
 
 import asyncio
@@ -28,8 +28,13 @@ class Asked:
     question: str
     picture_sha256: str
     at_s: float
-    authorization: str
+    headers: dict[str, str]
     body: dict[str, Any]
+
+    @property
+    def authorization(self) -> str:
+        """The header that holds the key."""
+        return self.headers.get("authorization", "")
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,21 @@ class Reply:
 
 
 def completion(
-    asked: Asked, content: Any, *, model: str | None = None, request_id: str = "req-7", **message: Any
+    asked: Asked,
+    content: Any,
+    *,
+    model: str | None = None,
+    request_id: str = "req-7",
+    prompt_tokens: int = 100,
+    **message: Any,
 ) -> Reply:
-    """A well-formed reply: 100 tokens in, 10 out."""
+    """A well-formed reply: 100 tokens in where nothing else is said, 10 out."""
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": content} | message,
         "finish_reason": "content_filter" if "refusal" in message else "stop",
     }
-    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 10, "total_tokens": prompt_tokens + 10}
     body = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": model or asked.model}
     content = json.dumps(body | {"choices": [choice], "usage": usage}).encode()
     return Reply(content, 200, (f"X-Request-Id: {request_id}",))
@@ -103,6 +114,7 @@ class Hostile:
 
     def __init__(self, *, latency_s: float = 0.0) -> None:
         self.script: dict[str, list[str]] = {}
+        self.replies = dict(_REPLIES)
         self.latency_s = latency_s
         self.answer: Callable[[Asked], str] = lambda asked: f"answer to {asked.question}"
         self.asked: list[Asked] = []
@@ -169,7 +181,7 @@ class Hostile:
         if word in _BREAKS:
             await _break(word, completion(asked, self.answer(asked)), writer)
             return
-        reply = completion(asked, self.answer(asked)) if word == "answer" else _REPLIES[word](asked)
+        reply = completion(asked, self.answer(asked)) if word == "answer" else self.replies[word](asked)
         writer.write(_head(reply, len(reply.body)) + reply.body)
         await writer.drain()
 
@@ -214,7 +226,7 @@ async def _read(reader: asyncio.StreamReader) -> Asked:
         question=next(part["text"] for part in parts if part["type"] == "text"),
         picture_sha256=hashlib.sha256(base64.b64decode(picture.split(",", 1)[1])).hexdigest(),
         at_s=time.monotonic(),
-        authorization=headers.get("authorization", ""),
+        headers=headers,
         body=body,
     )
 

@@ -299,11 +299,11 @@ class _Asking:
         await retrying(self._attempt, request, body)
 
     async def _attempt(self, request: Request, body: dict[str, object]) -> None:
-        await self._turn()
         async with contextlib.AsyncExitStack() as stack:
             await self._wait_for_first_reply(stack)
             worst_usd = worst_case_usd(self.vlm, request) * self._dearest.factor
             bill = await stack.enter_async_context(self._paid_for(worst_usd))
+            await self._turn()  # the last wait, so that nothing that waited is sent in a burst
             if self.halt.is_set():  # while we waited
                 raise _StoppedError
             if not is_room_left(self._run.store.path):

@@ -116,7 +116,10 @@ class Caller:
                         max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency
                     ),
                     headers={"accept-encoding": "identity"},
-                    event_hooks={"request": [_without_private_headers], "response": [_cap(endpoint.max_answer_bytes)]},
+                    event_hooks={
+                        "request": [_private(api_key or _NO_KEY)],
+                        "response": [_cap(endpoint.max_answer_bytes)],
+                    },
                 ),
             )
         except (ImportError, ValueError, httpx2.InvalidURL, openai.OpenAIError) as error:
@@ -265,11 +268,16 @@ def _as_sent(body: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in body.items() if name != "extra_body"} | dict(extra)
 
 
-async def _without_private_headers(request: httpx2.Request) -> None:
-    """The client adds what the environment says of an OpenAI account; only OpenAI is told."""
-    if not request.url.host.endswith("openai.com"):
-        for name in set(request.headers) - _HEADERS:
-            del request.headers[name]
+def _private(api_key: str) -> Callable[[httpx2.Request], Awaitable[None]]:
+    """A hook: the client adds what the environment says of an OpenAI account, which only OpenAI is told."""
+
+    async def strip(request: httpx2.Request) -> None:
+        if not f".{request.url.host}".endswith(".openai.com"):
+            for name in set(request.headers) - _HEADERS:
+                del request.headers[name]
+            request.headers["authorization"] = f"Bearer {api_key}"  # OPENAI_CUSTOM_HEADERS may name another
+
+    return strip
 
 
 def _cap(max_bytes: int) -> Callable[[httpx2.Response], Awaitable[None]]:

@@ -30,7 +30,7 @@ def restore(sealed: pl.DataFrame, *, vlms: Sequence[Vlm], store: AnswerStore) ->
     endpoints = {vlm.name: (vlm.endpoint.name, vlm.endpoint.model) for vlm in vlms if vlm.endpoint is not None}
     rows = sealed.filter(pl.col("answer_key").is_not_null()).unique("answer_key", keep="first", maintain_order=True)
     keys = rows["answer_key"].to_list()
-    known = {key for key, _ in store.served_models(keys)} | set(store.attempts(keys))
+    known, tried = {key for key, _ in store.served_models(keys)}, set(store.attempts(keys))
     answers = []
     for row in rows.filter(~pl.col("answer_key").is_in(known)).iter_rows(named=True):
         endpoint, model = endpoints.get(row["vlm"], ("", ""))
@@ -43,7 +43,7 @@ def restore(sealed: pl.DataFrame, *, vlms: Sequence[Vlm], store: AnswerStore) ->
                 )
             )  # fmt: skip
         beside = (row["spent_usd"] or 0.0) - (row["cost_usd"] or 0.0)
-        if beside > 1e-12 or row["error"] is not None:
+        if row["answer_key"] not in tried and (beside > 1e-12 or row["error"] is not None):
             cost = None if row["spent_usd"] is None else beside
             store.add_attempt(row["answer_key"], reason=row["error"] or "before the store was restored", cost_usd=cost)
     store.begin({endpoint for endpoint, _ in endpoints.values()})
