@@ -35,6 +35,16 @@ ADD_AND_DIE = textwrap.dedent("""
     os.kill(os.getpid(), signal.SIGKILL)
 """)
 
+OPEN_MANY = textwrap.dedent("""
+    import sys, time
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[2])
+    from tasks.common.endpoint.answers import AnswerStore
+    for number in range(200):  # one meeting in twenty goes wrong where nobody waits
+        time.sleep(max(0, float(sys.argv[3]) + 0.012 * number - time.time()))
+        AnswerStore(Path(sys.argv[1]) / f"{number}.sqlite").close()
+""")
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -116,6 +126,30 @@ def test_sync_moves_the_log_into_the_file(path: Path) -> None:
         alone.write_bytes(path.read_bytes())
     with AnswerStore(alone) as store:
         assert store.answers(["k1"]) == {"k1": [ONE]}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are read from /proc")
+def test_sync_has_the_disk_write_the_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    fsync = os.fsync
+
+    def fsync_and_note(number: int) -> None:
+        fsync(number)
+        written.append(str(Path(f"/proc/self/fd/{number}").readlink()))
+
+    monkeypatch.setattr(os, "fsync", fsync_and_note)
+    with AnswerStore(path) as store:
+        store.add(ONE)
+        sync(path)
+    assert written == [f"{path}-wal"]
+
+
+def test_many_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
+    start = str(time.time() + 1.0)  # by then all have started
+    command = [sys.executable, "-c", OPEN_MANY, str(tmp_path), str(ROOT), start]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert errors == [""] * 6
 
 
 def _add_many(path: Path, start: int) -> None:

@@ -107,7 +107,7 @@ def test_stopped_collection_waits_for_answers_under_way(
 
 def test_second_ctrl_c_stops_at_once(asking: AskingFolder, server: Hostile) -> None:
     server.script["toy"] = ["hang"]
-    asking.prepare(vlm("toy", server.base_url, endpoint={"concurrency": 2, "timeout_s": 60}))
+    asking.prepare(vlm("toy", server.base_url, endpoint={"concurrency": 2, "timeout_s": 60}, usd_per_call=0.5))
     process = asking.start()
     wait_until(lambda: len(server.asked) == 2, process=process)
     process.send_signal(signal.SIGINT)
@@ -117,6 +117,7 @@ def test_second_ctrl_c_stops_at_once(asking: AskingFolder, server: Hostile) -> N
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
     assert "Traceback" not in errors
+    assert asking.stored("select sum(cost_usd) from attempts") == 2 * 0.5  # they may be billed
 
 
 def test_two_collections_at_once_ask_each_question_once(asking: AskingFolder, server: Hostile) -> None:
@@ -204,9 +205,11 @@ def test_store_comes_back_from_sealed_tables_and_nobody_is_asked_again(asking: A
     files = [(asking.folder / f"collect/{pool}.parquet") for pool in ("base", "new")]
     before, num_asked = [file.read_bytes() for file in files], len(server.asked)
     shutil.rmtree(asking.folder / ".arms")
+    (asking.folder / "queries").rename(asking.folder / "away")  # a fresh clone has fetched `collect` alone
     result = asking.collect("--restore")
     assert result.returncode == 0, result.stderr
     assert "30 answers restored" in result.stderr
+    (asking.folder / "away").rename(asking.folder / "queries")
     assert [file.read_bytes() for file in files] == before
     asking.forget_sealed()
     assert asking.collect().returncode == 0

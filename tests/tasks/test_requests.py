@@ -67,6 +67,7 @@ class RequestOf:
         {"requests_per_minute": 3}, {"timeout_s": 1}, {"retries": 0}, {"served_as": ["n"]}, {"image_tokens": 5},
         {"max_answer_bytes": 5}, {"max_side": 4096},
         {"generation": {"max_tokens": 512, "temperature": 0, "seed": None}},
+        {"generation": {"max_tokens": 512, "temperature": 0.0}},
     ],
 )  # fmt: skip
 def test_key_stays_when_what_changes_does_not_decide_the_answer(request_of: RequestOf, free: dict[str, Any]) -> None:
@@ -141,6 +142,13 @@ def test_prompt_is_filled_once_and_nothing_in_a_question_is_taken_for_a_name() -
 
 def test_prompt_without_choices_has_no_empty_lines() -> None:
     assert render_prompt("{question}\n{options}", question="How many?", choices=None, language="en") == "How many?"
+
+
+def test_choices_beyond_z_have_two_letters() -> None:
+    choices = [f"choice {number}" for number in range(54)]
+    lines = render_prompt("{question}\n{options}", question="Which?", choices=choices, language="en").splitlines()
+    assert [line.split(". ")[0] for line in lines[26:29]] == ["Z", "AA", "AB"]
+    assert lines[-1] == "BB. choice 53"
 
 
 def test_message_holds_picture_text_and_parameters(request_of: RequestOf) -> None:

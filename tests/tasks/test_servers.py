@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tasks.common.endpoint.servers import running
+from tasks.common.vlms import Endpoint
 from tests.tasks.asking import vlm, words
 from tests.tasks.hostile import closed_port
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.tasks.asking import AskingFolder
     from tests.tasks.hostile import Hostile
 
@@ -94,3 +99,30 @@ def test_killed_collection_leaves_no_server_behind(asking: AskingFolder) -> None
     process.kill()
     process.communicate()
     wait_until_nobody_listens(url)
+
+
+def test_collection_that_is_done_stops_no_server_that_another_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    endpoint = Endpoint(name="toy", base_url=closed_port(), model="m")
+    command = f"python -m http.server {port_of(endpoint.base_url)} --bind 127.0.0.1"
+    entered, done = ([threading.Event(), threading.Event()] for _ in range(2))
+
+    def collect(turn: int) -> None:
+        with running({"toy": command}, [endpoint], store=tmp_path / "answers.sqlite"):
+            entered[turn].set()
+            assert done[turn].wait(30)
+
+    collections = [threading.Thread(target=collect, args=(turn,)) for turn in range(2)]
+    collections[0].start()
+    assert entered[0].wait(30)
+    collections[1].start()
+    entered[1].wait(0.5)  # it may wait for the first, or share its server
+    done[0].set()
+    collections[0].join()
+    assert entered[1].wait(30)
+    assert is_listening(endpoint.base_url)
+    done[1].set()
+    collections[1].join()
+    assert not is_listening(endpoint.base_url)

@@ -42,13 +42,28 @@ def test_empty_new_pool_is_fine() -> None:
         ([_block(endpoint={"name": "lab", "model": "m"})], r"vlms\[0\]\.endpoint\.base_url: missing"),
         ([_block(endpoint=_endpoint(base_url="ftp://host/v1"))], r"base_url must be like https://host/v1"),
         ([_block(endpoint=_endpoint(base_url="https://me:secret@host/v1"))], r"may not carry a key"),
+        ([_block(endpoint=_endpoint(base_url="http://127.0.0.1:99999/v1"))], r"[Pp]ort"),
+        ([_block(endpoint=_endpoint(base_url="http://127.0.0.1:abc/v1"))], r"[Pp]ort"),
         ([_block(endpoint=_endpoint(prompt="Look!"))], r"prompt must name \{question\}"),
         ([_block(endpoint=_endpoint(prompt="{question} {answer}"))], r"nothing but question, options, language"),
         ([_block(endpoint=_endpoint(generation={"messages": []}))], r"generation may not set messages"),
-        ([_block(endpoint=_endpoint(generation={"extra_body": {"max_tokens": 9}}))], r"extra_body must .*none of max_"),
+        *(
+            ([_block(endpoint=_endpoint(generation={"extra_body": {name: 9}}))], r"extra_body must .*none of max_")
+            for name in ("max_tokens", "max_completion_tokens", "n", "stream", "model", "messages")
+        ),
+        ([_block(endpoint=_endpoint(generation={"n": 4}))], r"generation may not set n"),
+        ([_block(endpoint=_endpoint(generation={"max_tokens": -1}))], r"max_tokens must be .* 1 or more, not -1"),
+        ([_block(endpoint=_endpoint(generation={"max_completion_tokens": 0}))], r"must be .* 1 or more, not 0"),
+        ([_block(endpoint=_endpoint(generation={"max_tokens": 1.5}))], r"must be a whole number .* not 1\.5"),
         ([_block(endpoint=_endpoint(concurrency=0))], r"concurrency must be more than 0, not 0"),
         ([_block(endpoint=_endpoint(retries=-1))], r"retries may not be negative, not -1"),
         ([_block(usd_per_call=-0.1)], r"usd_per_call may not be negative"),
+        ([_block(usd_per_mtok_in=float("nan"))], r"usd_per_mtok_in must be a number, not nan"),
+        ([_block(usd_per_mtok_out=float("inf"))], r"usd_per_mtok_out must be a number, not inf"),
+        (
+            [_block(usd_per_call=1, endpoint=_endpoint(budget_usd=float("nan")))],
+            r"budget_usd must be a number, not nan",
+        ),
         ([_block(sample_from="answered_by_base")], r"answered_by_base is for VLMs of pool new"),
         ({"toy-a": {}}, r"vlms: expected a list of VLM blocks.*got dict"),
         (["toy-a"], r"vlms\[0\]: expected a mapping of settings, got str"),
@@ -66,6 +81,13 @@ def test_message_about_a_url_with_a_key_does_not_repeat_the_key() -> None:
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("variable", ["sk-proj-hunter2hunter2", "toy_key", "2_KEY", "MY KEY", "KEY\n"])
+def test_key_in_the_place_of_its_variable_is_refused_and_not_repeated(variable: str) -> None:
+    with pytest.raises(ConfigError, match="must be the name of an environment variable") as caught:
+        parse_vlms([_block(endpoint=_endpoint(api_key_variable=variable))])
+    assert variable not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("asked", "served", "is_taken"),
     [
@@ -78,6 +100,11 @@ def test_message_about_a_url_with_a_key_does_not_repeat_the_key() -> None:
         ("gemini-1.5-flash", "models/gemini-1.5-flash-002", True),
         ("claude-3-5-sonnet", "claude-3-5-sonnet@20240620", True),
         ("llama", "llama:latest", True),
+        ("pixtral", "pixtral-v1.2", True),
+        ("llava-v1.6", "llava-v1.6-34b", False),
+        ("llava", "llava:34b", False),
+        ("claude-3", "claude-3-5-sonnet", False),
+        ("qwen2.5-vl", "qwen2.5-vl-72b-instruct", False),
         ("m", "fallback", True),  # served_as
         ("m", "other", False),
     ],
