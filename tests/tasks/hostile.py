@@ -150,6 +150,8 @@ class Hostile:
 
     async def _stop(self) -> None:
         self._server.close()
+        for _ in range(10):  # a connection that was only just accepted gets its task
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
