@@ -147,7 +147,7 @@ def test_retry_after_holds_back_requests_that_wait_for_their_turn(
     assert len(server.asked) == 13
     first, second, *_, last = server.asked
     assert second.at_s - first.at_s >= 1.0
-    assert last.at_s - second.at_s >= 11 * 0.1 - 0.05  # no burst after the wait
+    assert last.at_s - second.at_s >= 11 * 0.1 - 0.3  # no burst after the wait
 
 
 def test_retry_after_holds_back_requests_that_wait_for_the_first_reply(
@@ -166,7 +166,7 @@ def test_requests_a_minute_hold_for_those_that_waited_for_the_first_reply(
     server.latency_s = 0.5  # meanwhile all others would get their turn
     endpoint = {"concurrency": 5, "requests_per_minute": 600}
     ask_all([plans("toy", 5, endpoint, **DEAR)], store=store, budget_usd=100)
-    assert server.asked[-1].at_s - server.asked[1].at_s >= 3 * 0.1 - 0.05
+    assert server.asked[-1].at_s - server.asked[1].at_s >= 3 * 0.1 - 0.15
 
 
 def test_requests_told_to_wait_alike_do_not_come_back_at_once(
