@@ -10,18 +10,18 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 
 from arms_model.errors import ConfigError, DataError, StorageError
 from arms_model.progress import Progress
 from tasks.common.endpoint.answers import Answer, AnswerStore, is_room_left, sync
+from tasks.common.endpoint.pacing import HaltedError, Pace
 from tasks.common.endpoint.prices import Budget, BudgetSpentError, Dearest, cost_usd, worst_case_usd
 from tasks.common.endpoint.replies import AttemptError, Caller, Reply
 from tasks.common.endpoint.requests import Request, message_body
@@ -30,10 +30,7 @@ from tasks.common.vlms import Endpoint, Vlm
 
 log = logging.getLogger(__name__)
 _SYNC_S = 0.5  # at most so long until the disk is made to write what was committed
-_SPREAD_S = 1.0  # jitter on what a server asks to wait
-_NOTABLE_WAIT_S = 10.0
 _NUM_PROBES = 3
-_back_off = wait_exponential_jitter(multiplier=0.5, max=60, jitter=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +69,6 @@ class Outcome:
     vlm: str
     errors: dict[str, str] = field(default_factory=dict)
     given_up: str | None = None
-
-
-class _StoppedError(Exception):
-    """The run is stopping: nothing more is sent."""
 
 
 def api_key(vlm: Vlm) -> str | None:
@@ -172,7 +165,7 @@ class _Run:
 
     def _halt(self) -> None:
         for asking in self.askings:
-            asking.halt.set()
+            asking.pace.halt()
 
     def count(self) -> None:
         """One more request is done with."""
@@ -239,14 +232,12 @@ class _Asking:
     def __init__(self, plan: Plan, *, key: str | None, run: _Run) -> None:
         self.plan, self.vlm, self.endpoint, self._run = plan, plan.vlm, plan.endpoint, run
         self.outcome = Outcome(vlm=plan.vlm.name)
-        self.halt = asyncio.Event()  # send nothing more
+        self.pace = Pace(name=self.vlm.name, requests_per_minute=self.endpoint.requests_per_minute)
         self._caller = Caller(self.endpoint, api_key=key)
         self._queue: Iterator[Request] = iter(plan.requests)
         self._budget = Budget(
             self.endpoint.budget_usd, name=f"{self.vlm.name}: endpoint.budget_usd", spent_usd=plan.spent_usd
         )
-        self._seconds_between = 60 / self.endpoint.requests_per_minute if self.endpoint.requests_per_minute else 0.0
-        self._next_turn = self._not_before = 0.0
         self._dearest = Dearest()
         self._probing, self._num_probes = asyncio.Lock(), 0
 
@@ -257,11 +248,11 @@ class _Asking:
 
     async def _work(self) -> None:
         for request in self._queue:
-            if self.halt.is_set():
+            if self.pace.is_halted:
                 return
             try:
                 await self._ask_until_done(request)
-            except _StoppedError:
+            except HaltedError:
                 return
             except BudgetSpentError as error:
                 self._give_up(f"the next call could overrun {error} (spent so far: ${self._spent(str(error)):.4f})")
@@ -291,8 +282,8 @@ class _Asking:
             raise AttemptError(str(error), "question") from None
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self.endpoint.retries + 1),
-            wait=self._seconds_to_wait,
-            sleep=self._pause,
+            wait=self.pace.seconds_to_wait,
+            sleep=self.pace.pause,
             retry=retry_if_exception(lambda error: isinstance(error, AttemptError) and error.scope == "passing"),
             reraise=True,
         )
@@ -303,9 +294,9 @@ class _Asking:
             await self._wait_for_first_reply(stack)
             worst_usd = worst_case_usd(self.vlm, request) * self._dearest.factor
             bill = await stack.enter_async_context(self._paid_for(worst_usd))
-            await self._turn()  # the last wait, so that nothing that waited is sent in a burst
-            if self.halt.is_set():  # while we waited
-                raise _StoppedError
+            await self.pace.turn()  # the last wait, so that nothing that waited is sent in a burst
+            if self.pace.is_halted:  # while we waited
+                raise HaltedError
             if not is_room_left(self._run.store.path):
                 raise StorageError(
                     f"the disk with the answer store {self._run.store.path} is nearly full; nothing more is asked. "
@@ -331,7 +322,7 @@ class _Asking:
         except AttemptError as error:
             bill.cost_usd = worst_usd if error.may_be_billed else 0.0
             self._note_attempt(request, error.reason, bill.cost_usd)
-            self._hold(error.retry_after_s)
+            self.pace.hold(error.retry_after_s)
             raise
         except asyncio.CancelledError:  # a second Ctrl-C: nobody will know whether it was answered
             self._note_attempt(request, "stopped while it was under way", worst_usd)
@@ -413,46 +404,11 @@ class _Asking:
     def _give_up(self, reason: str) -> None:
         if self.outcome.given_up is None:
             self.outcome.given_up = reason
-            self.halt.set()
+            self.pace.halt()
             log.warning("%s: asked no more: %s", self.vlm.name, reason)
 
     def _spent(self, budget: str) -> float:
         return self._run.budget.spent_usd if budget == self._run.budget.name else self._budget.spent_usd
-
-    def _hold(self, seconds: float | None) -> None:
-        """The server asked for time: no request of this VLM is sent before it is over."""
-        if not seconds:
-            return
-        if seconds > _NOTABLE_WAIT_S and self._not_before < time.monotonic():
-            log.info("%s: asks to wait %.0f s", self.vlm.name, seconds)
-        self._not_before = max(self._not_before, time.monotonic() + seconds)
-
-    async def _turn(self) -> None:
-        """Wait for this request's turn: so many a minute, and none before the time that the server named."""
-        while True:
-            now = time.monotonic()
-            start = max(now, self._next_turn)
-            if self._seconds_between:
-                start = max(start, self._not_before)
-                self._next_turn = start + self._seconds_between
-            elif self._not_before > now:
-                start = self._not_before + random.uniform(0, _SPREAD_S)  # not all that waited at once
-            await self._pause(start - now)
-            if self._not_before <= time.monotonic():
-                return
-
-    async def _pause(self, seconds: float) -> None:
-        if seconds > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self.halt.wait()
-        if self.halt.is_set():
-            raise _StoppedError
-
-    def _seconds_to_wait(self, state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked_s = error.retry_after_s if isinstance(error, AttemptError) else None
-        return max(_back_off(state), asked_s + random.uniform(0, _SPREAD_S) if asked_s else 0.0)
 
 
 @dataclass(kw_only=True)
