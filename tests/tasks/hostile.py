@@ -150,11 +150,11 @@ class Hostile:
 
     async def _stop(self) -> None:
         self._server.close()
-        for _ in range(10):  # a connection that was only just accepted gets its task
-            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)  # a connection that was only just accepted gets its task
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0.02)  # an aborted transport closes its socket in a later round of the loop
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
