@@ -149,8 +149,8 @@ class Hostile:
         return [(asked.question, asked.picture_sha256) for asked in self.asked if asked.model == model]
 
     async def _stop(self) -> None:
+        await asyncio.sleep(0.02)  # a connection that was only just made gets its task; after `close` it would leak
         self._server.close()
-        await asyncio.sleep(0.02)  # a connection that was only just accepted gets its task
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
