@@ -34,13 +34,14 @@ install: .venv/.installed
 run: export HF_HUB_OFFLINE := 1
 run: install
 	@dvc repro
-	@python -m tasks.cascade_eval --show
+	@python -m tasks.cascade_eval --show em
 	@echo
 	@echo "The sandbox's VLMs are small programs: these figures show that the loop works and claim nothing about real VLMs."
 	@echo "Next, with .venv/bin on your PATH:"
-	@echo "  dvc metrics show                      metrics of every train stage and of the evaluation"
+	@echo "  python -m tasks.cascade_eval --show   all tables: differences with intervals, calibration, pairs"
 	@echo "  python -m tasks.collect --dry-run     what collecting would ask, spend and take, per VLM"
 	@echo "  edit params.yaml, then dvc repro      add a block under vlms: only the new pool's stages run, only it is asked"
+	@echo "  docs/collecting.md                    ask your own VLMs: any OpenAI-compatible endpoint"
 	@echo "  make real                             recorded outputs of 35 real VLMs (set ARMS_REAL_DATA)"
 
 check: install

@@ -54,7 +54,7 @@ class Progress:
         rate = self._done / elapsed_s
         left = clock((self._total - self._done) / rate) if rate else "unknown time"
         share = self._done / self._total if self._total else 1.0
-        pace = f"{1 / rate:.0f} s a {self._unit}" if 0 < rate < 0.1 else f"{rate:.1f} {self._unit}s/s"
+        pace = f"{1 / rate:.0f} s per {self._unit}" if 0 < rate < 0.1 else f"{rate:.1f} {self._unit}s/s"
         note = f", {self._note}" if self._note else ""
         return f"{self._what}: {self._done}/{self._total} ({share:.0%}), {pace}, {left} left{note}"
 

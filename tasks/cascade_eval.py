@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -279,21 +280,28 @@ def body() -> None:
         write_json(folder / "metrics.json", macro_metrics(frame))
 
 
-def show() -> None:
-    """Print the stored table."""
+def show(*, with_pairs: bool) -> None:
+    """Print the stored table; without differences and pair figures unless `with_pairs`."""
     path = OUTPUT / "table.csv"
     if not path.exists():
         raise DataError(f"{path} is missing; run `dvc repro` first.")
     frame = pl.read_csv(path)
     for (split, pool), part in frame.group_by("split", "pool", maintain_order=True):
-        print_tables(part, f"{split}, {pool} pool")
+        print_tables(part, f"{split}, {pool} pool", with_pairs=with_pairs)
 
 
 def main() -> int:
     """Run the stage or show its table; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tasks.cascade_eval", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--show", action="store_true", help="print the stored table instead of computing it")
-    return run_stage(STAGE, show if parser.parse_args().show else body)
+    parser.add_argument(
+        "--show",
+        nargs="?",
+        const="all",
+        choices=("all", "em"),
+        help="print the stored table instead of computing it; em: the share of right choices only",
+    )
+    shown = parser.parse_args().show
+    return run_stage(STAGE, body if shown is None else partial(show, with_pairs=shown == "all"))
 
 
 if __name__ == "__main__":

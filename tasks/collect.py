@@ -176,6 +176,8 @@ def body() -> None:
             write_table(folder / f"{pool}.parquet", table, "collect")
             errors = table["error"].count()
             log.info("pool %s: %d answers of %d VLMs, %d errors", pool, table.height - errors, len(names), errors)
+    if settings.source == "endpoint" and answers["error"].count():
+        log.info("`dvc repro --force --single-item collect` asks what ended in an error again, and nothing else")
 
 
 def dry_run() -> None:

@@ -94,14 +94,20 @@ def pair_lines(frame: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
     return ["method", *(figure.replace("_", " ") for figure in figures)], lines
 
 
-def print_tables(frame: pl.DataFrame, title: str) -> None:
-    """Print one pool's tables on the terminal, and the best three single VLMs of each benchmark below."""
+def print_tables(frame: pl.DataFrame, title: str, *, with_pairs: bool = True) -> None:
+    """Print one pool's tables on the terminal, and the best three single VLMs of each benchmark below.
+
+    Args:
+        frame: one pool's rows of the stored table.
+        title: what stands above each table.
+        with_pairs: print differences and pair figures, too.
+    """
     console = Console(width=240, highlight=False)  # a table is as wide as its cells; nothing is cut short
-    for heading, (columns, lines) in (
-        (f"{title}: {caption(frame)}", em_lines(frame)),
-        (f"{title}: differences of macro EM with their 95 % intervals", difference_lines(frame)),
-        (f"{title}: pairs", pair_lines(frame)),
-    ):
+    tables = [(f"{title}: {caption(frame)}", em_lines(frame))]
+    if with_pairs:
+        tables.append((f"{title}: differences of macro EM with their 95 % intervals", difference_lines(frame)))
+        tables.append((f"{title}: pairs", pair_lines(frame)))
+    for heading, (columns, lines) in tables:
         table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)

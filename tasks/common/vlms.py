@@ -223,7 +223,7 @@ def parse_vlms(blocks: Any) -> list[Vlm]:
     """
     if not isinstance(blocks, list):
         raise ConfigError(f"vlms: expected a list of VLM blocks ('- name: ...'), got {type(blocks).__name__}.")
-    vlms = [parse(Vlm, block, f"vlms[{position}]") for position, block in enumerate(blocks)]
+    vlms = [_parse_block(block, position) for position, block in enumerate(blocks)]
     twice = sorted(name for name, count in Counter(vlm.name for vlm in vlms).items() if count > 1)
     if twice:
         raise ConfigError(
@@ -235,3 +235,11 @@ def parse_vlms(blocks: Any) -> list[Vlm]:
             "write 'pool: base' in a block (an empty pool 'new' is fine)."
         )
     return sorted(vlms, key=lambda vlm: vlm.name)
+
+
+def _parse_block(block: Any, position: int) -> Vlm:
+    try:
+        return parse(Vlm, block, f"vlms[{position}]")
+    except ConfigError as error:
+        name = block.get("name") if isinstance(block, dict) else None
+        raise ConfigError(f"{error} The block is {name}." if name else str(error)) from None

@@ -110,13 +110,17 @@ def print_summary(out: Path, *, left_out: Mapping[str, str]) -> None:
     for reason, count in reasons.iter_rows():
         console.print(f"left out: {count} queries: {reason}")
     sections = ["queries", "collect"] if has_outputs else ["queries"]
-    console.print(f"{out} holds them. To use it, write into params.yaml:")
+    console.print(f"{out} holds them. To use it, copy presets/real.yaml to presets/mine.yaml and write there:")
     for section in sections:
         console.print(f"\n{section}:\n  source: recorded\n  folder: {out.resolve()}")
     if has_outputs:
         console.print(
             "\nand a block under `vlms` for each VLM (name, display_name, provider, pool); others are left out."
         )
+    console.print(
+        '\nThen run it in a workspace, which sees when the folder changes: cd "$(python -m tasks.common.workspace '
+        'presets/mine.yaml)" && dvc repro'
+    )
 
 
 def _answers_table(outputs: pl.DataFrame, queries: pl.DataFrame) -> Table:

@@ -128,3 +128,16 @@ def test_dry_run_asks_nothing_and_says_what_would_be_spent(asking: AskingFolder,
     result = asking.collect("--dry-run", COLUMNS="200")
     assert "10 questions would be asked: $0.10 expected" in words(result.stdout)  # by what answers cost so far
     assert len(server.asked) == 27
+
+
+def test_dry_run_says_what_would_stop_it(asking: AskingFolder, server: Hostile) -> None:
+    priced = vlm("toy", server.base_url, sample=4, usd_per_call=1.0, endpoint={"budget_usd": 2.5})
+    keyed = vlm("keyed", server.base_url, sample=4, usd_per_call=1.0, endpoint={"api_key_variable": "TOY_KEY_NOT_SET"})
+    asking.prepare(priced, keyed, budget_usd=7.0)
+    result = asking.collect("--dry-run")
+    assert result.returncode == 0, result.stderr
+    said = words(result.stdout)
+    assert "toy: it would stop midway: endpoint.budget_usd is $2.5000, spent and expected $4.0000" in said
+    assert "the environment variable TOY_KEY_NOT_SET is not set" in said
+    assert "collect.budget_usd is below what is spent and expected, $8.0000" in said
+    assert server.asked == []

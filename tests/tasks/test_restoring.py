@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from tests.tasks.hostile import Hostile
 
 VLMS = parse_vlms([vlm("toy", "http://127.0.0.1:9/v1")])
-LOCKED = "stages:\n  collect:\n    params:\n      params.yaml:\n        collect: {source: %s}\n"
+LOCKED = """\
+stages:
+  collect:
+    params:
+      params.yaml:
+        collect: {source: %s}
+        vlms: [{name: toy, endpoint: {name: toy}}, {name: recorded-only}, {name: gone, endpoint: {name: gone}}]
+"""
 
 
 @pytest.fixture
@@ -78,7 +85,7 @@ def test_answer_that_two_blocks_share_is_restored_once(store: AnswerStore) -> No
 def test_store_without_the_sealed_endpoints_is_refused(store: AnswerStore) -> None:
     LOCK.write_text(LOCKED % "endpoint")
     store.begin({"another endpoint"})
-    with pytest.raises(ConfigError, match=r"has none of toy.*--restore.*--new-store"):
+    with pytest.raises(ConfigError, match=r"sealed answers of toy, .*--restore.*--new-store"):
         refuse_new_store_beside_sealed_answers(VLMS, store, served_here=set())
     store.begin({"toy"})
     refuse_new_store_beside_sealed_answers(VLMS, store, served_here=set())
@@ -93,6 +100,12 @@ def test_restored_store_is_let_through(store: AnswerStore) -> None:
 def test_endpoint_whose_server_the_stage_starts_may_be_asked_again(store: AnswerStore) -> None:
     LOCK.write_text(LOCKED % "endpoint")
     refuse_new_store_beside_sealed_answers(VLMS, store, served_here={"toy"})
+
+
+def test_first_question_to_a_new_endpoint_is_no_repeat(store: AnswerStore) -> None:
+    LOCK.write_text(LOCKED % "endpoint")  # sealed of toy and gone, not of the one that params name now
+    added = parse_vlms([vlm("late", "http://127.0.0.1:9/v1", endpoint={"name": "elsewhere"})])
+    refuse_new_store_beside_sealed_answers(added, store, served_here=set())
 
 
 @pytest.mark.parametrize("lock", [LOCKED % "recorded", "stages: {}\n", "schema: '2.0'\n", ""])

@@ -133,7 +133,7 @@ class _Run:
         self.is_priced = any(plan.vlm.is_priced for plan in plans)
         self.num_under_way = 0
         self.askings = [_Asking(plan, key=key, run=self) for plan, key in zip(plans, keys, strict=True)]
-        self.progress = Progress(sum(len(plan.requests) for plan in plans), "asking", "answer")
+        self.progress = Progress(sum(len(plan.requests) for plan in plans), "asking", "question")
         self._signal: int | None = None
         self._unsaved: list[Answer] = []
         self._storage_error: StorageError | None = None
@@ -169,7 +169,10 @@ class _Run:
 
     def count(self) -> None:
         """One more request is done with."""
-        self.progress.update(note=f"${self.budget.spent_usd:.4f} spent" if self.is_priced else "")
+        num_failed = sum(len(asking.outcome.errors) for asking in self.askings)
+        notes = [f"{num_failed} failed"] if num_failed else []
+        notes += [f"${self.budget.spent_usd:.4f} spent"] if self.is_priced else []
+        self.progress.update(note=", ".join(notes))
 
     def raise_what_stopped_it(self) -> None:
         if self._storage_error is not None:
@@ -205,6 +208,7 @@ class _Run:
 
     def _on_signal(self, signum: int, task: "asyncio.Task[object]") -> None:
         if self._signal is not None:
+            log.info("stopped at once: %d calls under way count as paid at the worst case", self.num_under_way)
             task.cancel()
             return
         self._signal = signum

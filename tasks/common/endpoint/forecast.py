@@ -8,8 +8,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from arms_model.errors import ConfigError
 from arms_model.progress import clock
 from tasks.common.endpoint.answers import AnswerStore
+from tasks.common.endpoint.asking import api_key
 from tasks.common.endpoint.collection import (
     Questions,
     Standing,
@@ -40,6 +42,7 @@ class Forecast:
         spent_usd: what the known answers cost.
         expected_s: time for those to ask, s.
         is_assumed: whether the time rests on an assumed latency.
+        warning: what would stop its asking; None where nothing is foreseen.
     """
 
     vlm: str
@@ -52,6 +55,7 @@ class Forecast:
     spent_usd: float
     expected_s: float
     is_assumed: bool
+    warning: str | None
 
     def cells(self) -> list[str]:
         """A row of the table that `--dry-run` prints."""
@@ -100,7 +104,23 @@ def forecast(standing: Standing, to_ask: Sequence[Request], store: AnswerStore, 
         spent_usd=store.spent_usd(standing.keys),
         expected_s=seconds,
         is_assumed=latency_s is None,
+        warning=_warning(vlm, bool(to_ask), spent_and_expected=store.spent_usd(standing.keys) + sum(expected)),
     )
+
+
+def _warning(vlm: Vlm, is_asked: bool, *, spent_and_expected: float) -> str | None:
+    if not is_asked or vlm.endpoint is None:
+        return None
+    try:
+        api_key(vlm)
+    except ConfigError as error:
+        return str(error)
+    budget = vlm.endpoint.budget_usd
+    if budget is not None and spent_and_expected > budget:
+        return (
+            f"it would stop midway: endpoint.budget_usd is ${budget:.4f}, spent and expected ${spent_and_expected:.4f}"
+        )
+    return None
 
 
 def forecasts(
@@ -142,5 +162,12 @@ def show(forecasts: Sequence[Forecast], *, budget_usd: float | None) -> None:
     budget = "no budget is set" if budget_usd is None else f"collect.budget_usd is ${budget_usd:.2f}"
     print(f"{num_to_ask} questions would be asked: ${expected:.2f} expected, ${worst:.2f} at most; ${spent:.2f} spent")
     print(f"already; {budget}. VLMs are asked side by side: about {clock(longest)}. Nothing was asked.")
+    for each in forecasts:
+        if each.warning is not None:
+            print(f"{each.vlm}: {each.warning}")
+    if budget_usd is not None and spent + expected > budget_usd:
+        print(f"It would stop midway: collect.budget_usd is below what is spent and expected, ${spent + expected:.4f}.")
+    if any(each.num_known + each.num_to_ask < each.num_questions for each in forecasts):
+        print("Questions that are the same to one model, or that two blocks ask it, are asked once.")
     if any(each.is_assumed and each.num_to_ask for each in forecasts):
         print(f"* no answer is known yet: {_ASSUMED_LATENCY_S:g} s each and answers half of max_tokens long assumed.")

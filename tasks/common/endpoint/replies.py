@@ -213,7 +213,7 @@ class Caller:
         said = body.get("message") or self._start(error.response.content)
         reason = self._short(f"HTTP {status}: {said}")
         if status in _HOPELESS or status < 400 or codes & _NO_MONEY:
-            raise AttemptError(reason, "vlm") from None
+            raise AttemptError(self._short(f"HTTP {status} from {self._endpoint.base_url}: {said}"), "vlm") from None
         if status in _PASSING or status >= 500:
             wait_s = _retry_after_s(error.response.headers)
             if wait_s is not None and wait_s > _MAX_WAIT_S:

@@ -52,7 +52,7 @@ def restore(sealed: pl.DataFrame, *, vlms: Sequence[Vlm], store: AnswerStore) ->
 
 
 def refuse_new_store_beside_sealed_answers(vlms: Sequence[Vlm], store: AnswerStore, *, served_here: set[str]) -> None:
-    """Raise ConfigError where answers were sealed in this tree, and the store knows nothing of their endpoints.
+    """Raise ConfigError where answers of an endpoint were sealed in this tree, and the store knows nothing of it.
 
     That is how a fresh clone looks: DVC removes the sealed tables before it runs the stage, so all would be asked, and
     paid, again.
@@ -62,22 +62,26 @@ def refuse_new_store_beside_sealed_answers(vlms: Sequence[Vlm], store: AnswerSto
         store: the answer store.
         served_here: endpoints whose servers the stage starts itself: asking them again costs time only.
     """
-    endpoints = {vlm.endpoint.name for vlm in vlms if vlm.endpoint is not None} - served_here
-    if endpoints and not endpoints & store.begun() and _was_sealed_from_endpoints():
+    wanted = {vlm.endpoint.name for vlm in vlms if vlm.endpoint is not None} - served_here
+    if lost := (wanted & _sealed_endpoints()) - store.begun():
         raise ConfigError(
-            f"{LOCK} knows sealed answers, but the answer store {STORE} has none of {', '.join(sorted(endpoints))}, so "
-            "all would be asked again. Restore it: `dvc fetch collect`, `dvc checkout collect`, "
+            f"{LOCK} knows sealed answers of {', '.join(sorted(lost))}, but the answer store {STORE} has none, so all "
+            "would be asked again. Restore it: `dvc fetch collect` (where there is a remote), `dvc checkout collect`, "
             "`python -m tasks.collect --restore`. To ask all again: `python -m tasks.collect --new-store`."
         )
 
 
-def _was_sealed_from_endpoints() -> bool:
+def _sealed_endpoints() -> set[str]:
+    """The endpoints' names that the last sealed tables were asked of, by the params that DVC noted."""
     if not LOCK.exists():
-        return False
+        return set()
     try:
-        lock = YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))
+        noted = YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{LOCK} is no valid YAML ({error}); resolve the conflict in it, or restore it.") from None
-    for name in ("stages", "collect", "params", "params.yaml", "collect"):
-        lock = lock.get(name) if isinstance(lock, dict) else None
-    return isinstance(lock, dict) and lock.get("source") == "endpoint"
+    for name in ("stages", "collect", "params", "params.yaml"):
+        noted = noted.get(name) if isinstance(noted, dict) else None
+    if not isinstance(noted, dict) or (noted.get("collect") or {}).get("source") != "endpoint":
+        return set()
+    endpoints = (block.get("endpoint") or {} for block in noted.get("vlms") or [])
+    return {str(endpoint["name"]) for endpoint in endpoints if "name" in endpoint}

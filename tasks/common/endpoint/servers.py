@@ -49,7 +49,9 @@ def running(commands: Mapping[str, str], endpoints: Sequence[Endpoint], *, store
             urls = sorted({endpoint.base_url for endpoint in endpoints if endpoint.name == name})
             if urls:
                 stack.enter_context(serving_alone(store, name))
-                if not any(_listens(url) for url in urls):
+                if any(_listens(url) for url in urls):
+                    log.info("using the server of %s that runs at %s", name, urls[0])
+                else:
                     stack.enter_context(_server(name, command, url=urls[0]))
         yield
 
@@ -91,22 +93,29 @@ def _server(name: str, command: str, *, url: str) -> Iterator[None]:
 
 def _wait_until_it_answers(process: "subprocess.Popen[bytes]", name: str, *, url: str, output: Path) -> None:
     started = last_line = time.monotonic()
-    while True:
-        with contextlib.suppress(httpx2.HTTPError):
-            if httpx2.get(f"{url.rstrip('/')}/models", timeout=5).status_code < 500:
-                return
-        if process.poll() is not None:
-            raise EndpointError(
-                f"the server of {name} ended with {process.returncode} before it answered at {url}; its last words: "
-                f"{_last_words(output)}. Correct collect.servers.{name}, or start it yourself."
-            )
-        now = time.monotonic()
-        if now - started > _START_S:
-            raise EndpointError(f"the server of {name} did not answer at {url} in {_START_S:.0f} s; see {output}.")
-        if now - last_line > 5:
-            last_line = now
-            log.info("waiting for the server of %s at %s: %.0f s", name, url, now - started)
-        time.sleep(0.1)
+    with httpx2.Client(timeout=5) as client:
+        while True:
+            with contextlib.suppress(httpx2.HTTPError):
+                if client.get(f"{url.rstrip('/')}/models").status_code < 500:
+                    return
+            if process.poll() is not None:
+                raise EndpointError(
+                    f"the server of {name} ended with {process.returncode} before it answered at {url}; its last "
+                    f"words: {_last_words(output)}. Correct collect.servers.{name}, or start it yourself."
+                )
+            now = time.monotonic()
+            if now - started > _START_S:
+                raise EndpointError(
+                    f"the server of {name} did not answer at {url} in {_START_S:.0f} s; its last words: "
+                    f"{_last_words(output)}. Correct collect.servers.{name} or the block's base_url."
+                )
+            if now - last_line > 5:
+                last_line = now
+                log.info(
+                    "waiting for the server of %s to answer at %s: %.0f s; it says (%s): %s",
+                    name, url, now - started, output, _last_words(output),
+                )  # fmt: skip
+            time.sleep(0.2)
 
 
 def _last_words(output: Path) -> str:
