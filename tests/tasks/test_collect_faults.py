@@ -186,7 +186,7 @@ def test_answer_of_another_model_is_taken_once_its_name_is_allowed(asking: Askin
 
 
 @pytest.mark.parametrize(
-    ("word", "reason"), [("401", "HTTP 401"), ("404", "v1: No such model."), ("redirect", "HTTP 302")]
+    ("word", "reason"), [("401", "HTTP 401"), ("404", "HTTP 404 from {url}: No such model."), ("redirect", "HTTP 302")]
 )
 def test_hopeless_vlm_is_given_up_and_the_others_are_kept(
     asking: AskingFolder, server: Hostile, word: str, reason: str
@@ -197,6 +197,7 @@ def test_hopeless_vlm_is_given_up_and_the_others_are_kept(
     )
     result = asking.collect()
     assert result.returncode == 1
+    reason = reason.format(url=server.base_url)
     assert f"bad: 90 of 90 questions without an answer: {reason}" in words(result.stderr)
     assert "Traceback" not in result.stderr
     assert len(server.questions("bad")) <= 2  # those in flight
