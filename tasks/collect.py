@@ -25,7 +25,7 @@ from arms_model.errors import ConfigError, DataError
 from arms_model.pictures import DEFAULT_MAX_PIXELS
 from arms_model.settings import nearest
 from tasks.common import recorded
-from tasks.common.asked import asked, refuse_unknown_benchmarks
+from tasks.common.asked import asked, first_asked, refuse_unknown_benchmarks
 from tasks.common.endpoint.answers import STORE, AnswerStore
 from tasks.common.endpoint.collection import (
     Limits,
@@ -37,7 +37,7 @@ from tasks.common.endpoint.collection import (
 from tasks.common.endpoint.forecast import forecasts, show
 from tasks.common.endpoint.restoring import refuse_new_store_beside_sealed_answers, restore
 from tasks.common.files import folder_written_whole
-from tasks.common.labelling import labels
+from tasks.common.labelling import answered_rightly
 from tasks.common.mapped import TableMapping, read_outputs
 from tasks.common.params import load_section
 from tasks.common.stage import run_stage
@@ -118,17 +118,20 @@ def cut_to_what_is_asked(
     _refuse_vlms_without_answers(outputs, vlms, where=where)
     _log_vlms_left_out(outputs, vlms)
     answers = outputs.join(queries.select("query_id", "benchmark"), on="query_id")
-    parts: dict[str, pl.DataFrame] = {}
-    for vlm in sorted(vlms, key=lambda vlm: vlm.sample_from != "all"):  # those asked of what base answers come last
-        right: Collection[str] = ()
-        if vlm.sample_from != "all":
-            base = [part for name, part in parts.items() if name in {v.name for v in vlms if v.pool == "base"}]
-            table = labels(pl.concat(base).select(*SCHEMAS["collect"]), queries=queries, where=str(where))
-            right = set(table.filter("correct")["query_id"])
-        parts[vlm.name] = asked(answers.filter(pl.col("vlm") == vlm.name), vlm, answered_by_base=right)
-        if not parts[vlm.name].height:
-            _refuse_block_that_asks_nothing(vlm, answers)
-    return pl.concat(parts.values()).select(*SCHEMAS["collect"])
+    first = first_asked(vlms)
+    cut = pl.concat([_asked_of(answers, vlm, right=()) for vlm in first])
+    if later := [vlm for vlm in vlms if vlm not in first]:
+        base = cut.filter(pl.col("vlm").is_in([vlm.name for vlm in vlms if vlm.pool == "base"]))
+        right = answered_rightly(base.select(*SCHEMAS["collect"]), queries=queries, where=str(where))
+        cut = pl.concat([cut, *(_asked_of(answers, vlm, right=right) for vlm in later)])
+    return cut.select(*SCHEMAS["collect"])
+
+
+def _asked_of(answers: pl.DataFrame, vlm: Vlm, *, right: Collection[str]) -> pl.DataFrame:
+    own = asked(answers.filter(pl.col("vlm") == vlm.name), vlm, answered_by_base=right)
+    if not own.height:
+        _refuse_block_that_asks_nothing(vlm, answers)
+    return own
 
 
 def _refuse_vlms_without_answers(outputs: pl.DataFrame, vlms: Sequence[Vlm], *, where: Path) -> None:

@@ -37,6 +37,11 @@ def asked(askable: pl.DataFrame, vlm: Vlm, *, answered_by_base: Collection[str] 
     return pl.concat([sampled, askable.filter(is_whole)])
 
 
+def first_asked(vlms: Sequence[Vlm]) -> list[Vlm]:
+    """The VLMs that can be asked before any answer of the base pool is known; all of pool base are among them."""
+    return [vlm for vlm in vlms if vlm.sample_from == "all"]
+
+
 def refuse_unknown_benchmarks(vlms: Sequence[Vlm], known: set[str]) -> None:
     """Raise ConfigError where a VLM's block names a benchmark that the query set does not have."""
     for vlm in vlms:

@@ -57,6 +57,11 @@ def labels(collect: pl.DataFrame, *, queries: pl.DataFrame, where: str) -> pl.Da
     return pl.concat([imported, read]).sort("query_id", "vlm")
 
 
+def answered_rightly(collect: pl.DataFrame, *, queries: pl.DataFrame, where: str) -> set[str]:
+    """The queries that one of the VLMs answered rightly; arguments and errors as of `labels`."""
+    return set(labels(collect, queries=queries, where=where).filter("correct")["query_id"])
+
+
 def _refuse(rows: pl.DataFrame, what: str, remedy: str) -> None:
     """Raise DataError, naming the first rows, where there are any."""
     if rows.height:

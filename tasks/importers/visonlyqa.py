@@ -52,6 +52,10 @@ class _Question:
     response_options: list[str]
     source: str = ""
 
+    @property
+    def query_id(self) -> str:
+        return f"visonlyqa/{self.id.removeprefix('visonlyqa_')[:16]}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Response:
@@ -94,7 +98,7 @@ def _query(question: _Question, task: str, options: argparse.Namespace) -> Query
     category = task.split("__")[0]
     figures = FIGURES.get(category) or ("GPL-3.0" if question.source == "ChartQA" else "Apache-2.0")
     return Query(
-        query_id=f"visonlyqa/{question.id.removeprefix('visonlyqa_')[:16]}",
+        query_id=question.query_id,
         benchmark="VisOnlyQA",
         task=task,
         language=options.language,
@@ -138,7 +142,7 @@ def _add_answers(path: Path, questions: list[_Question | None], recording: Recor
             continue
         recording.add_answer(
             Answer(
-                query_id=f"visonlyqa/{question.id.removeprefix('visonlyqa_')[:16]}",
+                query_id=question.query_id,
                 vlm=vlm,
                 output=response.response,
                 reference_correct=response.y_pred == response.y_true,

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-import uvicorn
 from PIL import Image
 
 from sandbox.endpoint import Fault, make_app
+from tests.sandbox.serving import serving
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -39,14 +38,8 @@ LATENCIES_S = {"reader": 0.0, "slow": 0.3}
 @pytest.fixture(scope="module")
 def base_url() -> Iterator[str]:
     """The endpoint in a thread of this process."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    app = make_app(dict.fromkeys(LATENCIES_S, width_of), LATENCIES_S)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with serving(make_app(dict.fromkeys(LATENCIES_S, width_of), LATENCIES_S)) as url:
+        yield url
 
 
 @pytest.fixture

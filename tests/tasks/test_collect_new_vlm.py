@@ -6,16 +6,14 @@ The endpoint is the sandbox's, with programs made up here.
 from __future__ import annotations
 
 import io
-import socket
-import threading
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
-import uvicorn
 from PIL import Image
 
 from sandbox.endpoint import make_app
+from tests.sandbox.serving import serving
 from tests.tasks.asking import vlm
 
 if TYPE_CHECKING:
@@ -44,14 +42,8 @@ PROGRAMS = {"colour": name_the_colour, "no": always_say_no, "late": name_the_col
 @pytest.fixture
 def endpoint() -> Iterator[str]:
     """The sandbox's endpoint in a thread."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    app = make_app(PROGRAMS, dict.fromkeys(PROGRAMS, 0.0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with serving(make_app(PROGRAMS, dict.fromkeys(PROGRAMS, 0.0))) as url:
+        yield url
 
 
 def test_added_block_asks_that_vlm_only_and_leaves_the_base_router_byte_for_byte(

@@ -80,6 +80,10 @@ class Answer:
     answered_at: float
 
 
+_COLUMNS = [field.name for field in fields(Answer)]
+_INSERT = f"insert or ignore into answers ({', '.join(_COLUMNS)}) values ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
     """The failed attempts at one key: the last reason, and what all of them may have cost, USD; None: no price."""
@@ -142,13 +146,11 @@ class AnswerStore:
         Raises:
             StorageError: as `add`; then none was kept.
         """
-        names = [field.name for field in fields(Answer)]
-        statement = f"insert or ignore into answers ({', '.join(names)}) values ({', '.join('?' * len(names))})"  # noqa: S608
         with self._explained():
             before = self._connection.total_changes
             self._connection.execute("begin immediate")
             try:
-                self._connection.executemany(statement, map(astuple, answers))
+                self._connection.executemany(_INSERT, map(astuple, answers))
                 self._connection.execute("commit")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
@@ -170,11 +172,9 @@ class AnswerStore:
 
     def answers(self, keys: Iterable[str]) -> dict[str, list[Answer]]:
         """The answers that are there, by key; more than one where another model answered as well."""
-        names = ", ".join(field.name for field in fields(Answer))
-        rows = self._select(f"select {names} from answers where key in", keys)  # noqa: S608
         found: dict[str, list[Answer]] = {}
-        for row in rows:
-            answer = Answer(**dict(zip(names.split(", "), row, strict=True)))
+        for row in self._select(f"select {', '.join(_COLUMNS)} from answers where key in", keys):  # noqa: S608
+            answer = Answer(**dict(zip(_COLUMNS, row, strict=True)))
             found.setdefault(answer.key, []).append(answer)
         return found
 

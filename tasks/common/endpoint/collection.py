@@ -13,13 +13,13 @@ import polars as pl
 
 from arms_model.errors import ConfigError, DataError, EndpointError
 from arms_model.settings import nearest
-from tasks.common.asked import asked
+from tasks.common.asked import asked, first_asked
 from tasks.common.endpoint.answers import AnswerStore, asking_alone
 from tasks.common.endpoint.asking import Outcome, Plan, api_key, ask_all, wrong_model
 from tasks.common.endpoint.prices import refuse_budget_without_prices
 from tasks.common.endpoint.requests import Picture, Request, make_request, picture_as_sent, render_prompt
 from tasks.common.endpoint.servers import running
-from tasks.common.labelling import labels
+from tasks.common.labelling import answered_rightly
 from tasks.common.tables import SCHEMAS
 from tasks.common.vlms import Endpoint, Vlm
 
@@ -136,16 +136,10 @@ def collect_answers(
     return pl.concat([table(each, store) for each in done])
 
 
-def first_asked(vlms: Sequence[Vlm]) -> list[Vlm]:
-    """The VLMs that can be asked before any answer of the base pool is known."""
-    return [vlm for vlm in vlms if vlm.sample_from == "all"]
-
-
 def answered_by_base(standings: Sequence[Standing], queries: pl.DataFrame, store: AnswerStore) -> set[str]:
     """The queries that a VLM of pool base answered rightly."""
     tables = [table(each, store) for each in standings if each.vlm.pool == "base"]
-    right = labels(pl.concat(tables), queries=queries, where="answers of pool base").filter("correct")
-    return set(right["query_id"])
+    return answered_rightly(pl.concat(tables), queries=queries, where="answers of pool base")
 
 
 def standing(vlm: Vlm, requests: Sequence[Request], store: AnswerStore) -> Standing:

@@ -10,13 +10,13 @@ from rich.table import Table
 
 from arms_model.errors import ConfigError
 from arms_model.progress import clock
+from tasks.common.asked import first_asked
 from tasks.common.endpoint.answers import AnswerStore
 from tasks.common.endpoint.asking import api_key
 from tasks.common.endpoint.collection import (
     Questions,
     Standing,
     answered_by_base,
-    first_asked,
     standing,
     to_ask_once,
 )
@@ -85,11 +85,11 @@ def forecast(standing: Standing, to_ask: Sequence[Request], store: AnswerStore, 
     endpoint = vlm.endpoint
     assert endpoint is not None, f"{vlm.name} has no endpoint"  # noqa: S101 - refused before
     latency_s, prompt_tokens, completion_tokens = store.mean_of(endpoint=endpoint.name, model=endpoint.model)
-    is_priced = vlm.is_priced
-    expected = [
+    spent = store.spent_usd(standing.keys)
+    expected = sum(
         expected_usd(vlm, request, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens) or 0.0
         for request in to_ask
-    ]
+    )
     seconds = len(to_ask) * (_ASSUMED_LATENCY_S if latency_s is None else latency_s) / endpoint.concurrency
     if endpoint.requests_per_minute is not None:
         seconds = max(seconds, len(to_ask) * 60 / endpoint.requests_per_minute)
@@ -99,12 +99,12 @@ def forecast(standing: Standing, to_ask: Sequence[Request], store: AnswerStore, 
         num_known=len(standing.requests) - len(standing.pending),
         num_to_ask=len(to_ask),
         is_at_most=is_at_most,
-        expected_usd=sum(expected) if is_priced else None,
-        worst_usd=sum(worst_case_usd(vlm, request) for request in to_ask) if is_priced else None,
-        spent_usd=store.spent_usd(standing.keys),
+        expected_usd=expected if vlm.is_priced else None,
+        worst_usd=sum(worst_case_usd(vlm, request) for request in to_ask) if vlm.is_priced else None,
+        spent_usd=spent,
         expected_s=seconds,
         is_assumed=latency_s is None,
-        warning=_warning(vlm, bool(to_ask), spent_and_expected=store.spent_usd(standing.keys) + sum(expected)),
+        warning=_warning(vlm, bool(to_ask), spent_and_expected=spent + expected),
     )
 
 
