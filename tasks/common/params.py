@@ -17,9 +17,9 @@ from arms_model.settings import nearest, parse
 PARAMS = Path("params.yaml")
 STAGES = (
     "queries", "profiles", "collect", "label", "split", "embed",
-    "train_base", "train_incremental", "train_independent", "cascade_eval",
+    "train_base", "train_incremental", "train_independent", "cascade_eval", "report", "register",
 )  # fmt: skip
-SECTIONS = ("base", "vlms", *STAGES)
+SECTIONS = ("base", "vlms", "tracking", "gates", *STAGES)
 
 T = TypeVar("T")
 

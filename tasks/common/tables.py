@@ -32,13 +32,18 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
     "label": {"query_id": _TEXT, "vlm": _TEXT, "correct": pl.Boolean(), "predicted": _TEXT},
     "split": {"query_id": _TEXT, "split": _TEXT},
     "embed_index": {"query_id": _TEXT, "question_row": pl.Int32(), "picture_row": pl.Int32()},
+    "held_out": {"query_id": _TEXT, "vlm": _TEXT, "confidence": pl.Float32()},
+    "confidence": {
+        "query_id": _TEXT, "split": _TEXT, "router": _TEXT, "vlm": _TEXT, "confidence": pl.Float32(),
+    },
     "fold": {
         "query_id": _TEXT, "vlm": _TEXT, "seed": pl.Int16(), "fold": pl.Int16(), "confidence": pl.Float16(),
     },
 }  # fmt: skip
 KEYS: dict[str, list[str]] = {
     "queries": ["query_id"], "profiles": ["vlm"], "collect": ["query_id", "vlm"], "label": ["query_id", "vlm"],
-    "split": ["query_id"], "embed_index": ["query_id"], "fold": ["query_id", "vlm"],
+    "split": ["query_id"], "embed_index": ["query_id"], "held_out": ["query_id", "vlm"],
+    "confidence": ["router", "query_id", "vlm"], "fold": ["query_id", "vlm"],
 }  # fmt: skip
 COLLECT_OPTIONAL = (  # what a recorded table may leave out
     "error", "latency_s", "prompt_tokens", "completion_tokens", "cost_usd", "spent_usd", "finish_reason", "request_id",
@@ -51,6 +56,8 @@ NULLABLE: dict[str, set[str]] = {
     "label": {"predicted"},
     "split": set(),
     "embed_index": set(),
+    "held_out": set(),
+    "confidence": set(),
     "fold": set(),
 }
 
