@@ -26,11 +26,9 @@ from arms_model.storage import load_router
 from arms_model.training import TrainingData, TrainingSettings
 from tasks.common.dataset import Labels, groups_of, load_labels, load_queries, load_splits
 from tasks.common.params import load_group_by, load_section, load_seed
+from tasks.common.publishing import CHECKPOINTS, publish, publish_nothing
 from tasks.common.routers import (
-    CHECKPOINTS,
     frozen,
-    publish,
-    publish_nothing,
     trained_inputs,
     training_rows,
     use_one_thread_unless_encoders_train,
@@ -128,7 +126,7 @@ def body() -> None:
         what=STAGE,
     )
     extra = {"train_queries": float(len(rows)), "replayed_queries": float(len(replayed))}
-    return publish(STAGE, fitted, shown, extra)
+    return publish(STAGE, fitted, query_ids=queries["query_id"].to_list(), correct=shown, extra=extra)
 
 
 def main() -> int:

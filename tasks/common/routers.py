@@ -1,10 +1,7 @@
 """What the three train stages share: their settings, and the way from sealed tables to a router in a folder."""
 
-import csv
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,21 +14,13 @@ from arms_model.encoders.build import EncoderSettings, build, build_trainable
 from arms_model.encoders.protocol import Encoder, TrainableEncoder
 from arms_model.encoders.question_text import question_text
 from arms_model.errors import DataError
-from arms_model.fitting import FittedRouter
 from arms_model.memory import MemorySettings
-from arms_model.metrics import choose, exact_match, outcomes
-from arms_model.metrics import expected_calibration_error as ece
 from arms_model.network import NetworkSettings
 from arms_model.pictures import open_picture
-from arms_model.router import ProfileKind, Router, RouterConfig, sigmoid
+from arms_model.router import ProfileKind, Router, RouterConfig
 from arms_model.sources import EncodedInLoop, Joined, KeptVectors, Source
-from arms_model.storage import finite, save_router
 from arms_model.training import TrainingSettings
 from tasks.common.dataset import IMAGES, Labels, describe_encoders, load_encoders, load_vectors
-from tasks.common.files import folder_written_whole, write_json, written_whole
-
-CHECKPOINTS = Path(".arms/checkpoints")
-NOTHING = "nothing-to-learn.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,55 +237,3 @@ def training_rows(correct: NDArray[np.float32], splits: NDArray[np.str_], *, dro
 def validation_rows(correct: NDArray[np.float32], splits: NDArray[np.str_]) -> torch.Tensor:
     """Rows of split `validation` that have a label; never filtered."""
     return torch.from_numpy(np.flatnonzero((splits == "validation") & (~np.isnan(correct)).any(1)))
-
-
-def publish(stage: str, fitted: FittedRouter, correct: NDArray[np.float32], extra: dict[str, float]) -> None:
-    """Write `models/<stage>/`, `metrics/<stage>.json` and `curves/<stage>.csv`, and drop the stage's checkpoints.
-
-    Args:
-        stage: the train stage's name.
-        fitted: what came out.
-        correct: (N, K) labels it was trained on; NaN where not shown.
-        extra: further metrics.
-    """
-    router, labels = fitted.router, correct[fitted.rows]
-    confidences, candidates = sigmoid(router.calibration.apply(fitted.logits)), ~np.isnan(labels)
-    parameters = [p for m in (*router.members, *router.encoder_modules.values()) for p in m.parameters()]
-    metrics: dict[str, Any] = {
-        "num_vlms": len(router.config.vlms),
-        "num_weights": sum(p.numel() for p in parameters),
-        "epochs": [len(history) for history in fitted.histories],
-        "memory": None if router.memory is None else router.memory.described(),
-        "validation_queries": int(candidates.any(1).sum()),
-        "validation_em": finite(exact_match(outcomes(labels, choose(confidences, candidates)))),
-        "validation_log_loss_uncalibrated": finite(router.calibration.log_loss_before),
-        "validation_log_loss_in_sample": finite(router.calibration.log_loss_after),
-        **{
-            f"validation_{name}": finite(ece(labels[candidates], scores[candidates]))
-            for name, scores in (("ece_uncalibrated", sigmoid(fitted.logits)), ("ece_in_sample", confidences))
-        },
-        **extra,
-    }
-    write_curves(stage, fitted.histories)
-    write_json(Path("metrics") / f"{stage}.json", metrics)
-    with folder_written_whole(Path("models") / stage) as folder:
-        save_router(router, folder)
-    shutil.rmtree(CHECKPOINTS / stage, ignore_errors=True)
-
-
-def publish_nothing(stage: str, reason: str) -> None:
-    """The valid output of a new-pool stage without new VLMs (or without labels of them)."""
-    with folder_written_whole(Path("models") / stage) as folder:
-        write_json(folder / NOTHING, {"reason": reason})
-    write_curves(stage, [])
-    write_json(Path("metrics") / f"{stage}.json", {"num_vlms": 0, "nothing_to_learn": reason})
-
-
-def write_curves(stage: str, histories: Sequence[Sequence[dict[str, float]]]) -> None:
-    """`curves/<stage>.csv`: one row per member and epoch."""
-    columns = ("member", "epoch", "train_loss", "validation_loss", "learning_rate")
-    with written_whole(Path("curves") / f"{stage}.csv") as temporary, temporary.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, columns)
-        writer.writeheader()
-        for member, history in enumerate(histories):
-            writer.writerows({"member": member, **record} for record in history)

@@ -9,13 +9,11 @@ from arms_model.fitting import fit_router
 from arms_model.training import TrainingData
 from tasks.common.dataset import groups_of, load_labels, load_queries, load_splits
 from tasks.common.params import load_group_by
+from tasks.common.publishing import CHECKPOINTS, publish, publish_nothing
 from tasks.common.routers import (
-    CHECKPOINTS,
     RouterSettings,
     make_config,
     make_inputs,
-    publish,
-    publish_nothing,
     training_rows,
     use_one_thread_unless_encoders_train,
     validation_rows,
@@ -70,4 +68,4 @@ def train_from_scratch(stage: str, pool: str, settings: RouterSettings, *, seed:
         what=stage,
     )
     extra = {"train_queries": float(len(rows)), "train_pairs": float((labels.correct[rows.numpy()] >= 0).sum())}
-    return publish(stage, fitted, labels.correct, extra)
+    return publish(stage, fitted, query_ids=queries["query_id"].to_list(), correct=labels.correct, extra=extra)

@@ -21,6 +21,7 @@ POOLS: tuple[Pool, ...] = ("base", "new")
 
 PLACEHOLDERS = ("question", "options", "language")  # what a prompt template may name in braces
 PRICES = ("usd_per_mtok_in", "usd_per_mtok_out", "usd_per_image", "usd_per_call")
+_MTOK = 1_000_000
 _VERSION = re.compile(r"[-@:](v?\d{3,8}|\d{4}-\d{2}-\d{2}|v\d+(\.\d+)*|latest)")  # gpt-4o-2024-08-06, not llava-34b
 _LENGTHS = {"max_tokens", "max_completion_tokens"}  # budgets rest on them
 _OURS = {"model", "messages", "stream", "n"}  # what a request sets itself
@@ -188,6 +189,17 @@ class Vlm:
     def is_priced(self) -> bool:
         """Whether a price is known; a price of 0 is one."""
         return any(getattr(self, price) is not None for price in PRICES)
+
+    def cost_usd(self, *, prompt_tokens: float, completion_tokens: float) -> float | None:
+        """What one answer costs by the block's prices, USD; None where none is known."""
+        if not self.is_priced:
+            return None
+        return (
+            (self.usd_per_mtok_in or 0.0) * prompt_tokens / _MTOK
+            + (self.usd_per_mtok_out or 0.0) * completion_tokens / _MTOK
+            + (self.usd_per_image or 0.0)
+            + (self.usd_per_call or 0.0)
+        )
 
 
 def _refuse_amount(name: str, value: float | None, *, is_more_than_zero: bool) -> None:

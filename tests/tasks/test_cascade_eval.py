@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,16 +14,17 @@ from arms_model.baselines.protocol import Queries
 from arms_model.evaluation import MACRO
 from tasks.cascade_eval import (
     CascadeEvalSettings,
-    Scores,
     Table,
     View,
     joined,
     macro_metrics,
     router_methods,
-    split_rows,
+    split_tables,
     tau_sweep,
 )
+from tasks.common.costs import Costs
 from tasks.common.dataset import Labels
+from tasks.common.strategies import Scores, Strategy
 
 if TYPE_CHECKING:
     from tests.conftest import Tree
@@ -33,6 +35,7 @@ IS_BASE = np.array([True, False, True])  # VLMs a, b, c; b is new
 CANDIDATES = np.array([[True, True, True], [True, True, True], [True, True, True], [False, True, False]])
 BASE = np.array([[0.9, NAN, 0.2], [0.3, NAN, 0.55], [0.5, NAN, 0.4], [0.9, NAN, 0.9]], dtype=np.float32)
 NEW = np.array([[NAN, 0.95, NAN], [NAN, 0.6, NAN], [NAN, 0.1, NAN], [NAN, 0.3, NAN]], dtype=np.float32)
+FREE = Costs(spent=np.zeros((6, 3)), expected=np.zeros(3), sources=("assumed",) * 3)
 
 
 def queries(count: int, benchmark: list[str] | None = None) -> Queries:
@@ -62,11 +65,12 @@ def view() -> View:
 def test_joined_routers_choose_by_algorithm_1_in_the_joint_columns(
     tau: float, chosen: list[int], is_new_run: list[float]
 ) -> None:
-    method = joined("ARMS base + other", BASE, NEW, view(), tau)
+    scores = Scores(base=BASE, incremental=None, independent=NEW)
+    method = joined(Strategy(routers=("base", "independent"), tau=tau), scores, view())
     assert method.chosen is not None
     assert method.chosen.tolist() == [chosen]
     assert method.per_query["share_new_run"].tolist() == is_new_run
-    assert method.settings == {"strategy": "ARMS base + other", "tau": tau}
+    assert method.settings == {"strategy": "ARMS base + independent", "tau": tau}
     assert method.confidences is not None
     np.testing.assert_array_equal(method.confidences[0, 1], np.float32([0.3, 0.6, 0.55]))
 
@@ -114,11 +118,13 @@ def made_up(*, is_new_learnt: bool, pools: tuple[str, ...] = ("base", "new", "ba
         queries=queries(6, ["one", "one", "one", "two", "one", "two"]),
         splits=np.array(["train", "train", "validation", "train", "test_ood", "test_ood"]),
         scores=Scores(base=base, incremental=None, independent=new if is_new_learnt else None),
+        costs=FREE,
     )
     labels = Labels(vlms=("a", "b", "c"), profiles=("", "", ""), pools=pools, correct=correct)
     settings = CascadeEvalSettings(taus=(0.5, 0.7), draws=20, baselines=("kNN",))
-    parts = split_rows(settings, labels=labels, scored=correct, table=table, split="test_ood", seed=0)
-    return pl.concat(parts, how="diagonal_relaxed")
+    parts = split_tables(settings, labels=labels, scored=correct, table=table, split="test_ood", seed=0)
+    assert parts is not None
+    return pl.concat(parts.table, how="diagonal_relaxed")
 
 
 def em(frame: pl.DataFrame, pool: str, benchmark: str = MACRO) -> dict[str, float]:
@@ -184,13 +190,16 @@ def test_baselines_never_see_a_label_of_the_test_splits() -> None:
         queries=queries(3),
         splits=np.array(["train", "validation", "test_id"]),
         scores=Scores(base=np.full((3, 3), 0.5, dtype=np.float32), incremental=None, independent=None),
+        costs=FREE.take(np.arange(3)),
     )
     labels = Labels(vlms=("a", "b", "c"), profiles=("", "", ""), pools=("base",) * 3, correct=correct)
     settings = CascadeEvalSettings(draws=20)
 
     def of(own: np.ndarray) -> pl.DataFrame:
         changed = dataclasses.replace(labels, correct=own)
-        (frame,) = split_rows(settings, labels=changed, scored=correct, table=table, split="test_id", seed=0)
+        parts = split_tables(settings, labels=changed, scored=correct, table=table, split="test_id", seed=0)
+        assert parts is not None
+        (frame,) = parts.table
         return frame
 
     turned = correct.copy()
@@ -236,3 +245,49 @@ def test_show_prints_the_stored_tables(finished_tree: Tree) -> None:
     assert "test_id, extended pool: unfiltered EM of " in result.stdout
     assert "minus best single" in result.stdout
     assert "seeds sd" not in result.stdout  # one seed
+
+
+def test_confidences_stand_for_every_router_and_for_the_queries_nobody_trained_on(finished_tree: Tree) -> None:
+    confidences = finished_tree.table("cascade_eval/confidences")
+    split = finished_tree.table("split/split").filter(pl.col("split").is_in(["gate", "test_id", "test_ood"]))
+    pools = {pool: set(finished_tree.table(f"profiles/{pool}")["vlm"]) for pool in ("base", "new")}
+    known = {"base": pools["base"], "independent": pools["new"], "incremental": pools["base"] | pools["new"]}
+    for router, vlms in known.items():
+        part = confidences.filter(pl.col("router") == router)
+        assert set(part.select("query_id", "vlm").iter_rows()) == {(q, vlm) for q in split["query_id"] for vlm in vlms}
+    assert (
+        confidences.select("query_id", "split").unique().join(split, on=["query_id", "split"], how="anti").height == 0
+    )
+    assert confidences["confidence"].is_between(0, 1, closed="none").all()
+
+
+def test_held_out_confidences_are_of_training_and_validation_queries_alone(finished_tree: Tree) -> None:
+    split = finished_tree.table("split/split")
+    seen = set(split.filter(pl.col("split").is_in(["train", "validation"]))["query_id"])
+    for stage in ("train_base", "train_incremental", "train_independent"):
+        held_out = finished_tree.table(f"held_out/{stage}")
+        assert held_out.height
+        assert set(held_out["query_id"]) <= seen
+
+
+def test_selection_names_folders_that_stand_under_models(finished_tree: Tree) -> None:
+    selection = json.loads((finished_tree.folder / "cascade_eval/selection.json").read_text())
+    strategies = {entry["strategy"]: entry for entry in selection["strategies"]}
+    assert list(strategies) == ["base", "incremental", "base + independent", "base + incremental"]
+    assert selection["challenger"] in set(strategies) - {"base"}
+    for entry in strategies.values():
+        assert all((finished_tree.folder / "models" / router / "config.json").exists() for router in entry["routers"])
+        assert entry["em_low"] <= entry["em"] <= entry["em_high"]
+    assert selection["num_queries"] > 0
+
+
+def test_cost_plane_holds_every_kind_of_point(finished_tree: Tree) -> None:
+    plane = pl.read_csv(finished_tree.folder / "cascade_eval/cost.csv")
+    assert set(plane["kind"]) == {"single", "router", "baseline", "curve", "oracle"}
+    assert plane["cost_usd_per_1000"].ge(0).all()
+    table = pl.read_csv(finished_tree.folder / "cascade_eval/table.csv").filter(pl.col("pool") == "extended")
+    both = plane.filter(pl.col("kind") == "router").join(
+        table, left_on=["split", "benchmark", "name"], right_on=["split", "benchmark", "method"], suffix="_table"
+    )
+    assert both.height == plane.filter(pl.col("kind") == "router").height > 0
+    assert both["em"].to_list() == pytest.approx(both["em_table"].to_list(), abs=1e-6)

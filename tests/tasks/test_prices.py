@@ -10,7 +10,6 @@ from arms_model.errors import ConfigError
 from tasks.common.endpoint.prices import (
     Budget,
     BudgetSpentError,
-    cost_usd,
     expected_usd,
     picture_tokens,
     refuse_budget_without_prices,
@@ -33,9 +32,9 @@ def request(size: tuple[int, int] = (512, 512), prompt: str = "Wie groß?") -> R
 
 def test_cost_is_the_sum_of_all_prices() -> None:
     priced = vlm(usd_per_mtok_in=2.0, usd_per_mtok_out=10.0, usd_per_image=0.001, usd_per_call=0.01)
-    assert cost_usd(priced, prompt_tokens=1000, completion_tokens=100) == pytest.approx(0.002 + 0.001 + 0.001 + 0.01)
-    assert cost_usd(vlm(usd_per_call=0.0), prompt_tokens=1000, completion_tokens=100) == 0.0
-    assert cost_usd(vlm(), prompt_tokens=1000, completion_tokens=100) is None
+    assert priced.cost_usd(prompt_tokens=1000, completion_tokens=100) == pytest.approx(0.002 + 0.001 + 0.001 + 0.01)
+    assert vlm(usd_per_call=0.0).cost_usd(prompt_tokens=1000, completion_tokens=100) == 0.0
+    assert vlm().cost_usd(prompt_tokens=1000, completion_tokens=100) is None
 
 
 def test_worst_case_counts_a_token_a_byte_and_an_answer_of_full_length() -> None:

@@ -22,7 +22,7 @@ from arms_model.errors import ConfigError, DataError, StorageError
 from arms_model.progress import Progress
 from tasks.common.endpoint.answers import Answer, AnswerStore, is_room_left, sync
 from tasks.common.endpoint.pacing import HaltedError, Pace
-from tasks.common.endpoint.prices import Budget, BudgetSpentError, Dearest, cost_usd, worst_case_usd
+from tasks.common.endpoint.prices import Budget, BudgetSpentError, Dearest, worst_case_usd
 from tasks.common.endpoint.replies import AttemptError, Caller, Reply
 from tasks.common.endpoint.requests import Request, message_body
 from tasks.common.stage import Terminated
@@ -346,7 +346,7 @@ class _Asking:
         self._num_probes = _NUM_PROBES
         if reply.prompt_tokens is None or reply.completion_tokens is None:
             return worst_usd
-        cost = cost_usd(self.vlm, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens) or 0.0
+        cost = self.vlm.cost_usd(prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens) or 0.0
         if self._dearest.note(cost, worst_case_usd(self.vlm, request)) and self._has_budget:
             log.warning(
                 "%s: a reply cost %.1f times what was taken for the worst case; budgets reckon with that from now on. "

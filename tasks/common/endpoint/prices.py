@@ -11,21 +11,8 @@ from arms_model.errors import ConfigError
 from tasks.common.endpoint.requests import Request
 from tasks.common.vlms import PRICES, Vlm
 
-_MTOK = 1_000_000
 _OVERHEAD_TOKENS = 64  # what chat templates add to the messages' own tokens
 _BYTES_PER_TOKEN = 4  # of usual text, for expectations; a token is at least one byte, for the worst case
-
-
-def cost_usd(vlm: Vlm, *, prompt_tokens: float, completion_tokens: float) -> float | None:
-    """What one answer costs by the block's prices, USD; None where none is known."""
-    if not vlm.is_priced:
-        return None
-    return (
-        (vlm.usd_per_mtok_in or 0.0) * prompt_tokens / _MTOK
-        + (vlm.usd_per_mtok_out or 0.0) * completion_tokens / _MTOK
-        + (vlm.usd_per_image or 0.0)
-        + (vlm.usd_per_call or 0.0)
-    )
 
 
 def worst_case_usd(vlm: Vlm, request: Request) -> float:
@@ -38,7 +25,7 @@ def worst_case_usd(vlm: Vlm, request: Request) -> float:
     text = request.prompt + ((endpoint.system or "") if endpoint else "")
     prompt_tokens = len(text.encode()) + _OVERHEAD_TOKENS + picture_tokens(vlm, request)
     max_tokens = (endpoint.max_tokens if endpoint else None) or 0
-    return cost_usd(vlm, prompt_tokens=prompt_tokens, completion_tokens=max_tokens) or 0.0
+    return vlm.cost_usd(prompt_tokens=prompt_tokens, completion_tokens=max_tokens) or 0.0
 
 
 def expected_usd(
@@ -47,8 +34,7 @@ def expected_usd(
     """What asking `request` should cost, USD: by the means seen so far, else by its length and half of max_tokens."""
     max_tokens = (vlm.endpoint.max_tokens if vlm.endpoint else None) or 0
     by_length = len(request.prompt.encode()) / _BYTES_PER_TOKEN + picture_tokens(vlm, request)
-    return cost_usd(
-        vlm,
+    return vlm.cost_usd(
         prompt_tokens=by_length if prompt_tokens is None else prompt_tokens,
         completion_tokens=max_tokens / 2 if completion_tokens is None else completion_tokens,
     )
