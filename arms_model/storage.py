@@ -56,6 +56,18 @@ def load_router(folder: Path) -> Router:
         StorageError: the weights are not those that the configuration names, or do not fit it.
     """
     config, weights = _read(folder)
+    try:
+        router = _built(config, weights, folder)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a renamed tensor, a config without a part
+        raise StorageError(
+            f"{folder}: {CONFIG} and {WEIGHTS} do not make a router ({type(error).__name__}: {error}); train again, or "
+            "restore both (`dvc checkout`)."
+        ) from None
+    _check_tensors(router, weights, folder)
+    return router
+
+
+def _built(config: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> Router:
     router_config = parse(RouterConfig, config["router"], f"{folder / CONFIG}: router")
     members = []
     for number in range(router_config.num_members):
@@ -83,6 +95,33 @@ def load_router(folder: Path) -> Router:
             log_loss_after=np.nan if after is None else after,
         ),
     )
+
+
+def _check_tensors(router: Router, weights: dict[str, Tensor], folder: Path) -> None:
+    """Refuse tensors that the configuration has no use for, shapes that only seem to fit, and numbers that are none."""
+    if strangers := sorted(set(weights) - set(_tensors(router))):
+        raise StorageError(
+            f"{folder / WEIGHTS} holds tensors that its {CONFIG} knows nothing of ({', '.join(strangers[:5])}); "
+            "train again, or restore both (`dvc checkout`)."
+        )
+    num_vlms, width = len(router.config.vlms), router.config.profile_width
+    shapes: dict[str, tuple[int, ...]] = {
+        "profile_vectors": (num_vlms, width),
+        **{f"calibration.{name}": (num_vlms,) for name in ("scale", "bias", "is_own")},
+    }
+    if router.memory is not None:
+        rows = len(router.memory.keys)
+        shapes |= {f"memory.{name}": (rows, num_vlms) for name in ("residuals", "labels")}
+        shapes["memory.means"] = (num_vlms,)
+    for name, shape in shapes.items():
+        if tuple(weights[name].shape) != shape:
+            raise StorageError(
+                f"{folder / WEIGHTS}: tensor '{name}' is {tuple(weights[name].shape)}, expected {shape} for "
+                f"{num_vlms} VLMs; train again, or restore both (`dvc checkout`)."
+            )
+    for name, values in weights.items():  # residuals and labels are NaN where a VLM was not asked
+        if name not in ("memory.residuals", "memory.labels") and not bool(torch.isfinite(values).all()):
+            raise StorageError(f"{folder / WEIGHTS}: tensor '{name}' holds a number that is not finite; train again.")
 
 
 def _tensors(router: Router) -> dict[str, Tensor]:
