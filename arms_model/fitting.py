@@ -8,7 +8,7 @@ Source: arXiv 2606.08970, section 4.3.
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def fit_router(
     start: Router | None = None,
     checkpoints: Path | None = None,
     what: str = "training",
+    callbacks: Sequence[Callable[[int], Callback]] = (),
 ) -> FittedRouter:
     """Train all members of a router, give it its memory, and calibrate it on labels its networks had not seen.
 
@@ -75,6 +76,7 @@ def fit_router(
         checkpoints: folder for resumable checkpoints, one file per member; the caller removes it once the router is
             stored. None keeps none.
         what: what is being trained, for progress lines.
+        callbacks: makers of further callbacks, called for each member with its number, from 0.
 
     Returns:
         The router, its histories, and the logits it was calibrated on.
@@ -90,13 +92,14 @@ def fit_router(
         member_seed = 1000 * seed + number
         seed_everything(member_seed)
         network = _fresh(config, part) if start is None else _extended(config, start, number, part)
-        callbacks: list[Callback] = [] if training.patience is None else [EarlyStopping(training.patience)]
+        hooks: list[Callback] = [] if training.patience is None else [EarlyStopping(training.patience)]
         if checkpoints is not None:
             fingerprint = run_fingerprint(config, part, training=training, seed=member_seed, start=start)
             path = checkpoints / f"member{number}.safetensors"
-            callbacks.append(Checkpoints(path, fingerprint=fingerprint, every_s=training.checkpoint_every_s))
-        callbacks.append(Console(f"{what}, member {number + 1}/{config.num_members}"))
-        histories.append(train(network, part, settings=training, seed=member_seed, callbacks=callbacks))
+            hooks.append(Checkpoints(path, fingerprint=fingerprint, every_s=training.checkpoint_every_s))
+        hooks += [make(number) for make in callbacks]
+        hooks.append(Console(f"{what}, member {number + 1}/{config.num_members}"))
+        histories.append(train(network, part, settings=training, seed=member_seed, callbacks=hooks))
         members.append(network)
     rows, logits = _honest_logits(members, parts, bagging=config.bagging)
     correct = data.correct[rows].numpy()

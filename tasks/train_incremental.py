@@ -35,6 +35,7 @@ from tasks.common.routers import (
     validation_rows,
 )
 from tasks.common.stage import run_stage
+from tasks.common.streaming import streamed
 
 STAGE = "train_incremental"
 logger = logging.getLogger(__name__)
@@ -114,19 +115,21 @@ def body() -> None:
         validation=validation_rows(new_only, splits),
         groups=groups_of(queries, load_group_by()),
     )
-    fitted = fit_router(
-        dataclasses.replace(base.config, vlms=labels.vlms, profiles=labels.profiles),
-        data,
-        training=settings.training,
-        calibration=settings.calibration,
-        memory=None if base.memory is None else MemorySettings(),
-        seed=load_seed(),
-        start=base,
-        checkpoints=CHECKPOINTS / STAGE,
-        what=STAGE,
-    )
-    extra = {"train_queries": float(len(rows)), "replayed_queries": float(len(replayed))}
-    return publish(STAGE, fitted, query_ids=queries["query_id"].to_list(), correct=shown, extra=extra)
+    with streamed(STAGE) as callbacks:
+        fitted = fit_router(
+            dataclasses.replace(base.config, vlms=labels.vlms, profiles=labels.profiles),
+            data,
+            training=settings.training,
+            calibration=settings.calibration,
+            memory=None if base.memory is None else MemorySettings(),
+            seed=load_seed(),
+            start=base,
+            checkpoints=CHECKPOINTS / STAGE,
+            what=STAGE,
+            callbacks=callbacks,
+        )
+        extra = {"train_queries": float(len(rows)), "replayed_queries": float(len(replayed))}
+        return publish(STAGE, fitted, query_ids=queries["query_id"].to_list(), correct=shown, extra=extra)
 
 
 def main() -> int:

@@ -188,6 +188,7 @@ def quick_params(recorded: Path) -> dict[str, Any]:
             "training": QUICK_TRAINING,
         }
     params["cascade_eval"] = {"draws": 200}
+    params["tracking"] = {"stream": False}  # no MLflow child beside each training; test_tracking_stream.py has its own
     params["train_incremental"] = {"training": QUICK_TRAINING | {"moving": ["gate", "experts", "head"]}}
     return params
 

@@ -18,6 +18,7 @@ from tasks.common.routers import (
     use_one_thread_unless_encoders_train,
     validation_rows,
 )
+from tasks.common.streaming import streamed
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +58,17 @@ def train_from_scratch(stage: str, pool: str, settings: RouterSettings, *, seed:
         validation=validation_rows(labels.correct, splits),
         groups=groups_of(queries, load_group_by()),
     )
-    fitted = fit_router(
-        make_config(settings, labels, inputs),
-        data,
-        training=settings.training,
-        calibration=settings.calibration,
-        memory=settings.memory,
-        seed=seed,
-        checkpoints=CHECKPOINTS / stage,
-        what=stage,
-    )
-    extra = {"train_queries": float(len(rows)), "train_pairs": float((labels.correct[rows.numpy()] >= 0).sum())}
-    return publish(stage, fitted, query_ids=queries["query_id"].to_list(), correct=labels.correct, extra=extra)
+    with streamed(stage) as callbacks:  # publishing too: what the last epochs were reaches MLflow meanwhile
+        fitted = fit_router(
+            make_config(settings, labels, inputs),
+            data,
+            training=settings.training,
+            calibration=settings.calibration,
+            memory=settings.memory,
+            seed=seed,
+            checkpoints=CHECKPOINTS / stage,
+            what=stage,
+            callbacks=callbacks,
+        )
+        extra = {"train_queries": float(len(rows)), "train_pairs": float((labels.correct[rows.numpy()] >= 0).sum())}
+        return publish(stage, fitted, query_ids=queries["query_id"].to_list(), correct=labels.correct, extra=extra)
