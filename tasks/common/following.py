@@ -1,0 +1,158 @@
+"""The child that carries a train stage's journal to MLflow; `streaming.py` starts and ends it.
+
+    python -m tasks.common.following train_base --parent PID
+
+It finds (or makes) the run by the key of the stage's inputs, so that a resumed training goes on in the same run, and
+logs each epoch as it comes. What MLflow does not take it tries again every few seconds; in `<stage>.state.json` it
+leaves word for the stage: how many epochs are recorded, and what the problem is. It yields to the training (nice 10)
+and dies with it.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from typing import IO, Any
+
+from tasks.common.files import write_json
+from tasks.common.run_contents import RunContent, curve_points, data_tags, shown_params
+from tasks.common.stage_inputs import StageFiles
+from tasks.common.streaming import FOLDER
+from tasks.common.tracking import (
+    find_or_make_experiment,
+    find_or_make_run,
+    log_missing,
+    one_at_a_time,
+    open_client,
+    problem_text,
+    recorded_epochs,
+    shown_uri,
+    tracking_uri,
+)
+
+POLL_S = 0.2
+RETRY_S = 5.0
+_PR_SET_PDEATHSIG = 1
+_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """The run of one stage in MLflow.
+
+    Args:
+        stage: its name.
+    """
+
+    def __init__(self, stage: str) -> None:
+        inputs = StageFiles().while_running(stage)
+        uri = tracking_uri()
+        self._client = open_client(uri)
+        with one_at_a_time():
+            experiment = find_or_make_experiment(self._client, uri)
+            run = find_or_make_run(self._client, experiment, inputs.key, name=stage, kind="training", by="training")
+        log_missing(self._client, run, RunContent(params=shown_params(stage, inputs.params), tags=data_tags(inputs)))
+        self._run = run
+        self._is_finished = run.info.status == "FINISHED"  # the same training again, forced: its record stands
+        self._epochs: dict[str, set[int]] = {}
+        if not self._is_finished:
+            self._client.update_run(run.info.run_id, status="RUNNING")
+
+    def log(self, records: list[dict[str, Any]]) -> None:
+        """Log epochs; those that the run has already are passed over."""
+        from mlflow.entities import Metric
+
+        points = []
+        for record in records:
+            epoch = int(record["epoch"])
+            for name, value in curve_points(record).items():
+                if name not in self._epochs:
+                    self._epochs[name] = recorded_epochs(self._client, self._run, name)
+                if epoch not in self._epochs[name]:
+                    points.append(Metric(name, value, int(record["time"] * 1000), epoch))
+        if points:
+            self._client.log_batch(self._run.info.run_id, metrics=points)
+        for point in points:
+            self._epochs[point.key].add(point.step)
+
+    def end(self, how: str) -> None:
+        """Say in MLflow how the stage ended."""
+        if not self._is_finished:
+            self._client.set_terminated(self._run.info.run_id, _STATUS[how])
+
+
+def follow(stage: str, *, parent: int) -> None:
+    """Carry the journal of `stage` to MLflow until its end stands there, or the parent is gone."""
+    state = FOLDER / f"{stage}.state.json"
+    recorder: Recorder | None = None
+    num_recorded: int | None = None  # nothing was tried yet
+    waiting: list[dict[str, Any]] = []
+    with (FOLDER / f"{stage}.jsonl").open(encoding="utf-8") as journal:
+        while os.getppid() == parent:
+            waiting += _new_records(journal)
+            epochs = [record for record in waiting if "epoch" in record]
+            ended = next((record["end"] for record in waiting if "end" in record), None)
+            if waiting or num_recorded is None:
+                try:
+                    recorder = recorder or Recorder(stage)
+                    recorder.log(epochs)
+                    if ended:
+                        recorder.end(ended)
+                except Exception as error:  # whatever it is: the stage says it, and trains on
+                    log.exception("%d epochs wait", len(epochs))
+                    recorder = None  # a server that is back may have lost what was there before
+                    problem = f"{shown_uri(tracking_uri())}: {problem_text(error)}"
+                    write_json(state, {"num_recorded": num_recorded or 0, "problem": problem})
+                    _wait(RETRY_S, parent=parent)
+                    continue
+                num_recorded, waiting = (num_recorded or 0) + len(epochs), []
+                write_json(state, {"num_recorded": num_recorded, "problem": None})
+            if ended:
+                return
+            _wait(POLL_S, parent=parent)
+
+
+def _wait(seconds: float, *, parent: int) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and os.getppid() == parent:
+        time.sleep(POLL_S)
+
+
+def _new_records(journal: IO[str]) -> list[dict[str, Any]]:
+    """The whole lines that were added."""
+    records: list[dict[str, Any]] = []
+    while True:
+        place = journal.tell()
+        line = journal.readline()
+        if not line.endswith("\n"):
+            journal.seek(place)
+            return records
+        records.append(json.loads(line))
+
+
+def main() -> int:
+    """Follow the journal that the command line names; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.common.following")
+    parser.add_argument("stage")
+    parser.add_argument("--parent", type=int, required=True, help="process that this one dies with")
+    arguments = parser.parse_args()
+    _die_with_parent()
+    os.nice(10)
+    logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
+    follow(arguments.stage, parent=arguments.parent)
+    return 0
+
+
+def _die_with_parent() -> None:
+    """Where the system can do so (Linux), have it kill this process when its parent ends in whatever way."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
