@@ -52,8 +52,8 @@ class Recorder:
     def __init__(self, stage: str) -> None:
         inputs = StageFiles().while_running(stage)
         uri = tracking_uri()
-        self._client = open_client(uri)
         with one_at_a_time():
+            self._client = open_client(uri)
             experiment = find_or_make_experiment(self._client, uri)
             run = find_or_make_run(self._client, experiment, inputs.key, name=stage, kind="training", by="training")
         log_missing(self._client, run, RunContent(params=shown_params(stage, inputs.params), tags=data_tags(inputs)))

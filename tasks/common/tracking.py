@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -78,24 +79,32 @@ def shown_uri(uri: str) -> str:
 def open_client(uri: str) -> MlflowClient:
     """A client of the store at `uri`; makes the store where it is a local file that is not there yet.
 
+    Call it inside `one_at_a_time` where the store may have to be made.
+
     Raises:
         Exception: whatever MLflow, SQLAlchemy or the network raise where the store is away; see `speaking_with`.
     """
-    os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"})
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_TIMEOUT_S))
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(_NUM_RETRIES))
+    _prepare()
     from mlflow import MlflowClient
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if uri.startswith("sqlite:///"):
         _make_sqlite(Path(uri.removeprefix("sqlite:///")))
-    elif not _is_server(uri):
+    elif not is_server(uri):
         _knock(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _is_server(uri: str) -> bool:
+def _prepare() -> None:
+    """What MLflow reads from the environment, before it is imported; a user's own time-outs are kept."""
+    os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"})
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_TIMEOUT_S))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(_NUM_RETRIES))
+
+
+def is_server(uri: str) -> bool:
+    """Whether the URI names an MLflow server, which keeps artifacts its own way, and not a database."""
     return uri.startswith(("http://", "https://"))
 
 
@@ -105,6 +114,8 @@ def _make_sqlite(path: Path) -> None:
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a child that was ended meanwhile
+        shutil.rmtree(left, ignore_errors=True)
     with written_whole(path) as temporary:
         artifacts = (STORE / "artifacts").absolute().as_uri()
         store = SqlAlchemyStore(f"sqlite:///{temporary.absolute()}", artifacts)  # type: ignore[no-untyped-call]
@@ -144,7 +155,7 @@ def speaking_with(uri: str) -> Iterator[None]:
     Raises:
         EndpointError: the store is away, too slow or full.
     """
-    os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"})
+    _prepare()
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -225,7 +236,7 @@ def find_or_make_experiment(client: MlflowClient, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         # a server keeps artifacts its own way; beside a bare database they would land in the current folder
-        location = None if _is_server(uri) else (STORE / "artifacts").absolute().as_uri()
+        location = None if is_server(uri) else (STORE / "artifacts").absolute().as_uri()
         tags = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens it as one for prompts
         return str(client.create_experiment(name, artifact_location=location, tags=tags))
     if found.lifecycle_stage == "deleted":
