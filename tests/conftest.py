@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
 from tasks.common.workspace import make_workspace
+from tests.servers import MlflowServer, postgres_cluster
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 QUICK_TRAINING = {"epochs": 3, "batching": "by_query", "batch_size": 16, "learning_rate": 0.003}
@@ -29,10 +31,24 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220)}
 VLMS = [
     {"name": "toy-colour-2b", "display_name": "Toy Colour 2B", "provider": "Toy Lab", "pool": "base", "params_b": 2.0},
     {"name": "toy-count-2b", "display_name": "Toy Count 2B", "provider": "Toy Lab", "pool": "base", "params_b": 2.1},
-    {"name": "toy-even-7b", "display_name": "Toy Even 7B", "provider": "Other Lab", "pool": "base", "params_b": 7.0},
+    {
+        "name": "toy-even-7b",
+        "display_name": "Toy Even 7B",
+        "provider": "Other Lab",
+        "pool": "base",
+        "params_b": 7.0,
+        "benchmarks": ["counts", "verdicts"],
+    },
     {"name": "toy-weak-1b", "display_name": "Toy Weak 1B", "provider": "Other Lab", "pool": "base", "params_b": 1.0},
     {"name": "toy-big", "display_name": "Toy Big", "provider": "Closed Lab", "pool": "new", "usd_per_mtok_in": 1.0},
-    {"name": "toy-shape", "display_name": "Toy Shape", "provider": "Closed Lab", "pool": "new", "usd_per_mtok_in": 0.1},
+    {
+        "name": "toy-shape",
+        "display_name": "Toy Shape",
+        "provider": "Closed Lab",
+        "pool": "new",
+        "usd_per_mtok_in": 0.1,
+        "benchmarks": ["colours", "verdicts"],
+    },
     {"name": "toy-late", "display_name": "Toy Late", "provider": "Closed Lab", "pool": "new", "usd_per_mtok_in": 0.2},
 ]
 BLOCKS = [vlm for vlm in VLMS if vlm["name"] != "toy-late"]  # toy-late has recorded answers and is added by a test
@@ -158,6 +174,26 @@ def copied_tree(finished_tree: Tree, tmp_path: Path) -> Tree:
     return Tree(tmp_path / "copy")
 
 
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of MLflow's server; its store is shared by the session's tests, so each takes names of its own."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server.url
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URI of a PostgreSQL database, shared likewise; skipped where PostgreSQL 15 is not installed."""
+    folder = tempfile.mkdtemp(prefix="arms-postgres-")  # not pytest's own folder: the user `postgres` may not enter it
+    try:
+        with postgres_cluster(Path(folder)) as uri:
+            yield uri
+    finally:
+        shutil.rmtree(folder)
+
+
 def write_tree(folder: Path, *, recorded: Path, sections: dict[str, Any] | None = None) -> Tree:
     """Copy the checkout's tree to `folder`, with params for a quick run over the recorded set."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -172,6 +208,8 @@ def quick_params(recorded: Path) -> dict[str, Any]:
     """The checkout's params, cut down: toy VLMs, encoders that need no weights, a handful of training steps."""
     params: dict[str, Any] = YAML(typ="safe").load((CHECKOUT / "params.yaml").read_text())
     params["vlms"] = BLOCKS
+    params["tracking"] = {"stream": False}
+    params["gates"]["split"] = {"min_queries": {"train": 1, "validation": 1, "gate": 1, "test_id": 1, "test_ood": 1}}
     params["queries"] = {"source": "recorded", "folder": str(recorded)}
     params["collect"] = {"source": "recorded", "folder": str(recorded)}
     params["split"]["ood"] = {"benchmarks": [], "tasks": []}
@@ -188,7 +226,6 @@ def quick_params(recorded: Path) -> dict[str, Any]:
             "training": QUICK_TRAINING,
         }
     params["cascade_eval"] = {"draws": 200}
-    params["tracking"] = {"stream": False}  # no MLflow child beside each training; test_tracking_stream.py has its own
     params["train_incremental"] = {"training": QUICK_TRAINING | {"moving": ["gate", "experts", "head"]}}
     return params
 
