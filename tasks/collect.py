@@ -7,7 +7,8 @@ nothing that has an answer there is asked again, and the tables are sealed from 
 (`benchmarks`, `sample` ... of its block) is decided alike for every source. A pair that is not in the tables was not
 asked; it is never an answer that was wrong, nor is a row with an error.
 
-Run: `python -m tasks.collect`; reads the source and `queries/`, writes `collect/{base,new}.parquet`.
+Run: `python -m tasks.collect`; reads the source and `queries/`, writes `collect/{base,new}.parquet` and
+`gates/collect.json`.
 """
 
 import argparse
@@ -37,9 +38,11 @@ from tasks.common.endpoint.collection import (
 from tasks.common.endpoint.forecast import forecasts, show
 from tasks.common.endpoint.restoring import refuse_new_store_beside_sealed_answers, restore
 from tasks.common.files import folder_written_whole
+from tasks.common.gates import hold
+from tasks.common.invariants.collect import CollectGate, checks
 from tasks.common.labelling import answered_rightly
 from tasks.common.mapped import TableMapping, read_outputs
-from tasks.common.params import load_section
+from tasks.common.params import load_gate, load_section
 from tasks.common.stage import run_stage
 from tasks.common.tables import SCHEMAS, read_table, write_table
 from tasks.common.vlms import POOLS, Vlm, load_vlms
@@ -159,8 +162,9 @@ def _log_vlms_left_out(outputs: pl.DataFrame, vlms: Sequence[Vlm]) -> None:
 
 
 def body() -> None:
-    """Read params and queries, gather the answers, write both pools' tables whole or not at all."""
+    """Read params and queries, gather the answers, hold their gate, write both tables whole or not at all."""
     settings, vlms, queries = _read()
+    gate = load_gate("collect", CollectGate)
     if settings.source == "recorded":
         source = recorded.source_folder(settings.folder, where="collect.folder")
         answers = recorded_answers(source, queries=queries, vlms=vlms)
@@ -172,13 +176,15 @@ def body() -> None:
             refuse_new_store_beside_sealed_answers(vlms, store, served_here=set(settings.servers))
             questions = Questions(queries, images=IMAGES, max_pixels=settings.max_pixels)
             answers = collect_answers(vlms, questions, queries=queries, store=store, limits=settings.limits)
+    names = {pool: [vlm.name for vlm in vlms if vlm.pool == pool] for pool in POOLS}
+    tables = {pool: answers.filter(pl.col("vlm").is_in(names[pool])) for pool in POOLS}
+    findings = hold("collect", checks(tables, queries=queries, vlms=vlms, gate=gate))
     with folder_written_whole(FOLDER) as folder:
-        for pool in POOLS:
-            names = [vlm.name for vlm in vlms if vlm.pool == pool]
-            table = answers.filter(pl.col("vlm").is_in(names))
+        for pool, table in tables.items():
             write_table(folder / f"{pool}.parquet", table, "collect")
             errors = table["error"].count()
-            log.info("pool %s: %d answers of %d VLMs, %d errors", pool, table.height - errors, len(names), errors)
+            log.info("pool %s: %d answers of %d VLMs, %d errors", pool, table.height - errors, len(names[pool]), errors)
+    findings.write()
     if settings.source == "endpoint" and answers["error"].count():
         log.info("`dvc repro --force --single-item collect` asks what ended in an error again, and nothing else")
 

@@ -6,6 +6,7 @@ Reads `queries/` and the section `embed` of params.yaml. Writes for this query s
     embed/pictures.safetensors    {encoder's name: (num_pictures, width) float32}, one row per distinct picture file
     embed/index.parquet           query_id, question_row i32, picture_row i32; sorted by query_id
     embed/encoders.json           {encoder's name: {modality, identity, width, settings}}
+    gates/embed.json              what was held of them
 
 Vectors of new items go to the store (`tasks.common.vectors`) in shards while the work runs, so a stopped run goes on
 where it was. Pictures are read, checked against their sha256 and decoded in threads beside the encoders
@@ -33,7 +34,9 @@ from arms_model.errors import DataError
 from arms_model.pictures import DEFAULT_MAX_PIXELS, decode_picture, read_bytes
 from tasks.common.encoding import Item, StoredEncoder, encode_missing
 from tasks.common.files import folder_written_whole, write_json
-from tasks.common.params import load_section
+from tasks.common.gates import hold
+from tasks.common.invariants.embed import checks
+from tasks.common.params import NoBounds, load_gate, load_section
 from tasks.common.stage import run_stage
 from tasks.common.tables import read_table, write_table
 from tasks.common.vectors import STORE, VectorStore
@@ -182,6 +185,7 @@ def _described(encoder: Encoder, settings: EncoderSettings) -> dict[str, Any]:
 def body() -> None:
     """The stage's work, from files to files."""
     settings = load_section("embed", EmbedSettings)
+    load_gate("embed", NoBounds)
     queries = read_table(QUERIES, "queries").sort("query_id")
     questions = question_items(queries)
     pictures = picture_items(queries, images=IMAGES, max_pixels=settings.max_pixels)
@@ -201,6 +205,8 @@ def body() -> None:
             encoders=[*question_encoders, *picture_encoders],
             settings=settings.questions | settings.pictures,
         )
+        findings = hold("embed", checks(folder, queries))
+    findings.write()
 
 
 @contextlib.contextmanager

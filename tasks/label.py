@@ -3,7 +3,7 @@
 `tasks.common.labelling` says how. The raw outputs stay beside the labels, in `collect/`.
 
 Run: `python -m tasks.label`; reads `queries/queries.parquet` and `collect/{base,new}.parquet`, writes
-`label/{base,new}.parquet`, both or none.
+`label/{base,new}.parquet`, both or none, and `gates/label.json`.
 """
 
 import logging
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.common.files import folder_written_whole
+from tasks.common.gates import hold
+from tasks.common.invariants.label import LabelGate, checks
 from tasks.common.labelling import labels
-from tasks.common.params import load_section
+from tasks.common.params import load_gate, load_section
 from tasks.common.stage import run_stage
 from tasks.common.tables import read_table, write_table
 
@@ -29,19 +31,22 @@ class LabelSettings:
 
 
 def body() -> None:
-    """Label both pools, then write both tables, whole or not at all."""
+    """Label both pools, hold the gate, then write both tables, whole or not at all."""
     load_section("label", LabelSettings)
+    gate = load_gate("label", LabelGate)
     queries = read_table(QUERIES, "queries")
-    tables = {}
+    answers, tables = {}, {}
     for pool in POOLS:
         source = COLLECT / f"{pool}.parquet"
-        collect = read_table(source, "collect")
+        answers[pool] = collect = read_table(source, "collect")
         tables[pool] = table = labels(collect, queries=queries, where=str(source))
         log.info("pool %s: %d labels, %d right, %d errors left out",
                  pool, table.height, table["correct"].sum(), collect.height - table.height)  # fmt: skip
+    findings = hold("label", checks(tables, answers, gate=gate))
     with folder_written_whole(FOLDER) as folder:
         for pool, table in tables.items():
             write_table(folder / f"{pool}.parquet", table, "label")
+    findings.write()
 
 
 def main() -> int:

@@ -3,22 +3,22 @@
 The tables hold no prices: a price change must not retrain anything. They stand apart per pool, so that a new VLM leaves
 `profiles/base.parquet` and with it the base router untouched.
 
-Run: `python -m tasks.profiles`; reads `params.yaml`, writes `profiles/{base,new}.parquet`.
+Run: `python -m tasks.profiles`; reads `params.yaml`, writes `profiles/{base,new}.parquet` and `gates/profiles.json`.
 """
 
 import logging
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from arms_model.errors import ConfigError
 from arms_model.profiles import Variant, VlmFacts, profile_sentence
 from tasks.common.files import folder_written_whole
-from tasks.common.params import load_section
+from tasks.common.gates import hold
+from tasks.common.invariants.profiles import checks
+from tasks.common.params import NoBounds, load_gate, load_section
 from tasks.common.stage import run_stage
 from tasks.common.tables import SCHEMAS, write_table
 from tasks.common.vlms import POOLS, Pool, Vlm, load_vlms
@@ -39,17 +39,8 @@ class ProfilesSettings:
 
 
 def profiles(vlms: Sequence[Vlm], *, sentence: Variant) -> dict[Pool, pl.DataFrame]:
-    """The table `profiles` of each pool.
-
-    Raises:
-        ConfigError: two VLMs get the same sentence, so that a router could not tell them apart.
-    """
-    rows = [_row(vlm, sentence) for vlm in vlms]
-    count = Counter(row["profile"] for row in rows)
-    alike = sorted(str(row["vlm"]) for row in rows if count[row["profile"]] > 1)
-    if alike:
-        raise ConfigError(f"vlms: {', '.join(alike)} get the same profile sentence; give them different display names.")
-    frame = pl.DataFrame(rows, schema=SCHEMAS["profiles"])
+    """The table `profiles` of each pool."""
+    frame = pl.DataFrame([_row(vlm, sentence) for vlm in vlms], schema=SCHEMAS["profiles"])
     return {pool: frame.filter(pl.col("pool") == pool) for pool in POOLS}
 
 
@@ -78,12 +69,15 @@ def _row(vlm: Vlm, sentence: Variant) -> dict[str, object]:
 
 
 def body() -> None:
-    """Read params, write both tables."""
+    """Read params, make both tables, hold their gate, write them whole or not at all."""
     settings = load_section("profiles", ProfilesSettings)
+    load_gate("profiles", NoBounds)
     tables = profiles(load_vlms(), sentence=settings.sentence)
+    findings = hold("profiles", checks(tables))
     with folder_written_whole(FOLDER) as folder:
         for pool in POOLS:
             write_table(folder / f"{pool}.parquet", tables[pool], "profiles")
+    findings.write()
     log.info("%s", ", ".join(f"{tables[pool].height} VLMs in pool {pool}" for pool in POOLS))
 
 

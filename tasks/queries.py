@@ -5,7 +5,8 @@ csv, tsv, parquet or jsonl file whose columns `queries.table` names (`tasks/comm
 questions of the embedded world, made from a seed by `python -m sandbox.questions`, then checked as if recorded. All
 faults of the pictures are gathered before the stage stops, so that one run names them.
 
-Run: `python -m tasks.queries`; reads the source, writes `queries/queries.parquet` and `queries/images/`.
+Run: `python -m tasks.queries`; reads the source, writes `queries/queries.parquet`, `queries/images/` and
+`gates/queries.json`.
 """
 
 import argparse
@@ -24,7 +25,9 @@ import polars as pl
 from arms_model.errors import DataError
 from tasks.common import mapped, recorded
 from tasks.common.files import folder_written_whole
-from tasks.common.params import load_section
+from tasks.common.gates import hold
+from tasks.common.invariants.queries import checks
+from tasks.common.params import NoBounds, load_gate, load_section
 from tasks.common.stage import run_stage
 from tasks.common.tables import write_table
 
@@ -76,8 +79,8 @@ class QueriesSettings:
             raise ValueError("source table needs `table: {file: ..., columns: {...}}`")
 
 
-def write_query_set(source: Path, target: Path, *, max_pixels: int) -> pl.DataFrame:
-    """Copy a recorded query set and its pictures into `target`.
+def copy_query_set(source: Path, target: Path, *, max_pixels: int) -> pl.DataFrame:
+    """Copy a recorded query set's pictures into `target`.
 
     Args:
         source: the recorded folder.
@@ -85,16 +88,14 @@ def write_query_set(source: Path, target: Path, *, max_pixels: int) -> pl.DataFr
         max_pixels: see `QueriesSettings`.
 
     Returns:
-        The table `queries` as written; `image` is relative to `target/images`.
+        Table `queries`; `image` is relative to `target/images`.
 
     Raises:
         DataError: the table breaks its contract, or pictures are missing, broken or changed; rows are named.
     """
     queries = recorded.read_queries(source)
     _copy_pictures(queries, source, target, max_pixels=max_pixels)
-    queries = queries.with_columns(pl.col("image").str.strip_prefix(f"{recorded.IMAGES}/"))
-    write_table(target / recorded.QUERIES, queries, "queries")
-    return queries
+    return queries.with_columns(pl.col("image").str.strip_prefix(f"{recorded.IMAGES}/"))
 
 
 def _copy_pictures(queries: pl.DataFrame, source: Path, target: Path, *, max_pixels: int) -> None:
@@ -136,14 +137,18 @@ def source_folder(settings: QueriesSettings) -> Iterator[Path]:
 
 
 def body() -> None:
-    """Read params, copy the query set, write it whole or not at all."""
+    """Read params, copy the query set, hold its gate, write it whole or not at all."""
     settings = load_section("queries", QueriesSettings)
+    load_gate("queries", NoBounds)
     with folder_written_whole(FOLDER) as target:
         if settings.source == "table" and settings.table is not None:
-            queries = mapped.write_query_set(settings.table, target, max_pixels=settings.max_pixels)
+            queries = mapped.copy_query_set(settings.table, target, max_pixels=settings.max_pixels)
         else:
             with source_folder(settings) as source:
-                queries = write_query_set(source, target, max_pixels=settings.max_pixels)
+                queries = copy_query_set(source, target, max_pixels=settings.max_pixels)
+        findings = hold("queries", checks(queries, images=target / recorded.IMAGES))
+        write_table(target / recorded.QUERIES, queries, "queries")
+    findings.write()
     for benchmark, count in queries.group_by("benchmark").len().sort("benchmark").iter_rows():
         log.info("%s: %d queries", benchmark, count)
     log.info("%d queries, %d pictures", queries.height, queries["image"].n_unique())

@@ -6,7 +6,7 @@ VLMs are added. Nothing is filtered here: the filter 'no VLM right' is applied w
 **Decision**: where a group stands both in an out-of-distribution benchmark or task and outside, the whole group goes to
 test_ood. So nothing that resembles an out-of-distribution query is ever trained on; the number is logged.
 
-Run: `python -m tasks.split`; reads `queries/queries.parquet`, writes `split/split.parquet`.
+Run: `python -m tasks.split`; reads `queries/queries.parquet`, writes `split/split.parquet` and `gates/split.json`.
 """
 
 import dataclasses
@@ -22,7 +22,9 @@ import polars as pl
 from arms_model.errors import ConfigError
 from arms_model.folds import assign_split
 from arms_model.settings import nearest
-from tasks.common.params import load_section
+from tasks.common.gates import hold
+from tasks.common.invariants.split import SplitGate, checks
+from tasks.common.params import load_gate, load_section
 from tasks.common.stage import run_stage
 from tasks.common.tables import SCHEMAS, read_table, write_table
 
@@ -84,10 +86,8 @@ def split_queries(queries: pl.DataFrame, settings: SplitSettings) -> pl.DataFram
     """
     for column, names in (("benchmark", settings.ood.benchmarks), ("task", settings.ood.tasks)):
         _refuse_unknown(names, set(queries[column]), where=f"split.ood.{column}s")
-    group = pl.col(settings.group_by)
-    group = pl.when(group == "").then(pl.col("image_sha256")).otherwise(group)
     is_ood = pl.col("benchmark").is_in(settings.ood.benchmarks) | pl.col("task").is_in(settings.ood.tasks)
-    frame = queries.select("query_id", group.alias("group"), is_ood.alias("is_ood"))
+    frame = queries.select("query_id", _group(settings), is_ood.alias("is_ood"))
     frame = frame.with_columns(pl.col("is_ood").any().over("group").alias("group_is_ood"))
     drawn_along = frame.filter(pl.col("group_is_ood") & ~pl.col("is_ood")).height
     if drawn_along:
@@ -98,6 +98,12 @@ def split_queries(queries: pl.DataFrame, settings: SplitSettings) -> pl.DataFram
     return frame.with_columns(split.alias("split")).select(*SCHEMAS["split"])
 
 
+def _group(settings: SplitSettings) -> pl.Expr:
+    """What a query shares with its near-copies; its picture's own hash where no group is given."""
+    group = pl.col(settings.group_by)
+    return pl.when(group == "").then(pl.col("image_sha256")).otherwise(group).alias("group")
+
+
 def _refuse_unknown(names: list[str], known: set[str], *, where: str) -> None:
     for name in names:
         if name not in known:
@@ -105,10 +111,16 @@ def _refuse_unknown(names: list[str], known: set[str], *, where: str) -> None:
 
 
 def body() -> None:
-    """Read params and queries, write the splits."""
+    """Read params and queries, split, hold the gate, write the splits."""
     settings = load_section("split", SplitSettings)
-    split = split_queries(read_table(QUERIES, "queries"), settings)
+    gate = load_gate("split", SplitGate)
+    queries = read_table(QUERIES, "queries")
+    split = split_queries(queries, settings)
+    has_ood = bool(settings.ood.benchmarks or settings.ood.tasks)
+    groups = queries.select("query_id", _group(settings))
+    findings = hold("split", checks(split, groups, gate=gate, has_ood=has_ood))
     write_table(SPLIT, split, "split")
+    findings.write()
     counts = split.group_by("split").len().sort("split").iter_rows()
     log.info("%s", ", ".join(f"{count} {name}" for name, count in counts))
 

@@ -24,25 +24,21 @@ def labels(collect: pl.DataFrame, *, queries: pl.DataFrame, where: str) -> pl.Da
 
     Returns:
         Table `label`: a row per answer without an error, sorted by query and VLM; `predicted` is null where no answer
-        could be read, and for imported labels.
+        could be read, and for imported labels. A row with neither output, imported label nor error gets none; the gate
+        of stage `label` names it.
 
     Raises:
-        DataError: an answer to a query that is not in `queries`, or a row without output, imported label and error.
+        DataError: an answer to a query that is not in `queries`.
     """
     unknown = collect.join(queries, on="query_id", how="anti")
-    _refuse(
-        unknown,
-        f"{where}: answers to queries that are not in queries/queries.parquet",
-        "Run `queries` and `collect` again.",
-    )
+    if unknown.height:
+        first = unknown.select("query_id", "vlm").sort("query_id", "vlm").head(_NUM_NAMED).rows()
+        raise DataError(
+            f"{where}: answers to queries that are not in queries/queries.parquet: {unknown.height}, first {first}. "
+            "Run `queries` and `collect` again."
+        )
     answers = collect.filter(pl.col("error").is_null())
-    empty = answers.filter(pl.col("output").is_null() & pl.col("imported_correct").is_null())
-    _refuse(
-        empty,
-        f"{where}: rows with neither an output, nor an imported right or wrong, nor an error",
-        "One of the three was expected in each; correct the source and run `collect` again, or drop them.",
-    )
-    imported = answers.filter(pl.col("output").is_null()).select(
+    imported = answers.filter(pl.col("output").is_null() & pl.col("imported_correct").is_not_null()).select(
         "query_id", "vlm", pl.col("imported_correct").alias("correct"), pl.lit(None, pl.String).alias("predicted")
     )
     outputs = answers.filter(pl.col("output").is_not_null()).join(queries, on="query_id")
@@ -60,10 +56,3 @@ def labels(collect: pl.DataFrame, *, queries: pl.DataFrame, where: str) -> pl.Da
 def answered_rightly(collect: pl.DataFrame, *, queries: pl.DataFrame, where: str) -> set[str]:
     """The queries that one of the VLMs answered rightly; arguments and errors as of `labels`."""
     return set(labels(collect, queries=queries, where=where).filter("correct")["query_id"])
-
-
-def _refuse(rows: pl.DataFrame, what: str, remedy: str) -> None:
-    """Raise DataError, naming the first rows, where there are any."""
-    if rows.height:
-        first = rows.select("query_id", "vlm").sort("query_id", "vlm").head(_NUM_NAMED).rows()
-        raise DataError(f"{what}: {rows.height}, first {first}. {remedy}")

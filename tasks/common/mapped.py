@@ -33,7 +33,7 @@ from arms_model.errors import ConfigError, DataError
 from arms_model.pictures import check_header
 from arms_model.settings import nearest
 from tasks.common import recorded
-from tasks.common.tables import SCHEMAS, write_table
+from tasks.common.tables import SCHEMAS
 
 QUERIES = {name: dtype for name, dtype in SCHEMAS["queries"].items() if name != "image_sha256"}
 OUTPUTS = {
@@ -148,8 +148,8 @@ def picture(cell: bytes | str | None, mapping: TableMapping) -> bytes | Path:
     return cell if isinstance(cell, bytes) else recorded.inside(Path(mapping.images or ""), cell)
 
 
-def write_query_set(mapping: TableMapping, target: Path, *, max_pixels: int) -> pl.DataFrame:
-    """Copy a query set and its pictures into `target`, as `tasks.queries.write_query_set` does a recorded one.
+def copy_query_set(mapping: TableMapping, target: Path, *, max_pixels: int) -> pl.DataFrame:
+    """Copy a query set's pictures into `target`, as `tasks.queries.copy_query_set` does a recorded one's.
 
     Args:
         mapping: `queries.table`.
@@ -157,7 +157,7 @@ def write_query_set(mapping: TableMapping, target: Path, *, max_pixels: int) -> 
         max_pixels: a picture with more is refused from its header.
 
     Returns:
-        The table `queries` as written; `image` is relative to `target/images`.
+        Table `queries`; `image` is relative to `target/images`.
 
     Raises:
         ConfigError: see `read_queries`.
@@ -170,9 +170,7 @@ def write_query_set(mapping: TableMapping, target: Path, *, max_pixels: int) -> 
         pl.Series("image_sha256", [digest for _, digest in copied], pl.String),
     )
     queries = recorded.checked_queries(frame, where=mapping.file)
-    queries = queries.with_columns(pl.col("image").str.strip_prefix(f"{recorded.IMAGES}/"))
-    write_table(target / recorded.QUERIES, queries, "queries")
-    return queries
+    return queries.with_columns(pl.col("image").str.strip_prefix(f"{recorded.IMAGES}/"))
 
 
 def source_paths(table: dict[str, Any], base: Path) -> dict[str, str]:

@@ -40,6 +40,23 @@ def load_section(name: str, settings_class: type[T]) -> T:
     return parse(settings_class, raw_section(name), name)
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoBounds:
+    """A subsection of `gates` with nothing to set; a key there is refused."""
+
+
+def load_gate(stage: str, settings_class: type[T]) -> T:
+    """Subsection `gates.<stage>` of `params.yaml`; a stage reads nothing else of `gates`.
+
+    Raises:
+        ConfigError: as `load_section`.
+    """
+    gates = raw_section("gates")
+    if not isinstance(gates, dict) or stage not in gates:
+        raise ConfigError(f"gates.{stage}: missing; write `{stage}: {{}}` under `gates`.")
+    return parse(settings_class, gates[stage], f"gates.{stage}")
+
+
 def load_seed() -> int:
     """`base.seed`."""
     return load_section("base", BaseSettings).seed

@@ -11,7 +11,10 @@ from ruamel.yaml import YAML
 from arms_model.settings import parse
 from tasks.cascade_eval import CascadeEvalSettings
 from tasks.collect import CollectSettings
-from tasks.common.params import SECTIONS, STAGES, BaseSettings
+from tasks.common.invariants.collect import CollectGate
+from tasks.common.invariants.label import LabelGate
+from tasks.common.invariants.split import SplitGate
+from tasks.common.params import SECTIONS, STAGES, BaseSettings, NoBounds
 from tasks.common.routers import RouterSettings
 from tasks.common.vlms import parse_vlms
 from tasks.embed import EmbedSettings
@@ -36,6 +39,14 @@ SETTINGS = {
     "train_incremental": IncrementalSettings,
     "train_independent": RouterSettings,
     "cascade_eval": CascadeEvalSettings,
+}
+GATES = {
+    "queries": NoBounds,
+    "profiles": NoBounds,
+    "collect": CollectGate,
+    "label": LabelGate,
+    "split": SplitGate,
+    "embed": NoBounds,
 }
 NEW_POOL = {"collect/new.parquet", "label/new.parquet", "profiles/new.parquet", "collect", "label", "profiles"}
 
@@ -82,6 +93,20 @@ def test_section_of_params_file_is_what_its_stage_takes(path: Path, section: str
 
 
 @pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.name)
+def test_gates_of_params_file_are_those_of_the_data_stages(path: Path) -> None:
+    gates = _yaml(path)["gates"]
+    assert list(gates) == list(GATES)
+    for stage, settings in GATES.items():
+        parse(settings, gates[stage], f"gates.{stage}")
+
+
+@pytest.mark.parametrize("stage", GATES)
+def test_data_stage_reads_its_own_gate_and_leaves_what_it_found(stage: str) -> None:
+    assert f"gates.{stage}" in STAGES_OF_DVC[stage]["params"]
+    assert f"gates/{stage}.json" in STAGES_OF_DVC[stage]["outs"]
+
+
+@pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.name)
 def test_params_file_names_vlms_of_both_pools(path: Path) -> None:
     assert {vlm.pool for vlm in parse_vlms(_yaml(path)["vlms"])} == {"base", "new"}
 
@@ -104,7 +129,8 @@ def test_command_runs_the_stage_by_its_name(stage: str) -> None:
 def test_stage_depends_on_its_own_section_and_on_no_other_stage_of_params(stage: str) -> None:
     params = set(STAGES_OF_DVC[stage]["params"])
     assert stage in params
-    assert params <= {stage, "base", "vlms", "split.group_by"}  # near-copies must not be parted anywhere
+    near_copies = "split.group_by"  # must not be parted anywhere
+    assert params <= {stage, "base", "vlms", near_copies, f"gates.{stage}"}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -31,7 +31,8 @@ class AskingFolder:
         """Write params; keywords go into section `collect`."""
         settings = {"source": "endpoint", "max_error_share": 0.0} | collect
         with (self.folder / "params.yaml").open("w") as handle:
-            YAML().dump({"base": {"seed": 0}, "collect": settings, "vlms": list(vlms)}, handle)
+            sections = {"base": {"seed": 0}, "collect": settings, "vlms": list(vlms), "gates": {"collect": {}}}
+            YAML().dump(sections, handle)
 
     def collect(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the stage to its end."""

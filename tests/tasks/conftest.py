@@ -24,8 +24,9 @@ def queries_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which stage `queries` ran over the recorded toy set: 90 queries of three benchmarks."""
     folder = tmp_path_factory.mktemp("queries")
     recorded = write_recorded(tmp_path_factory.mktemp("recorded"))
+    source = {"source": "recorded", "folder": str(recorded.folder)}
     with (folder / "params.yaml").open("w") as handle:
-        YAML().dump({"base": {"seed": 0}, "queries": {"source": "recorded", "folder": str(recorded.folder)}}, handle)
+        YAML().dump({"base": {"seed": 0}, "queries": source, "gates": {"queries": {}}}, handle)
     subprocess.run([sys.executable, "-m", "tasks.queries"], cwd=folder, check=True, capture_output=True)
     return folder
 

@@ -63,7 +63,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_params(folder: Path, settings: dict[str, Any]) -> None:
     with (folder / "params.yaml").open("w") as handle:
-        YAML(typ="safe").dump({"embed": settings}, handle)
+        YAML(typ="safe").dump({"embed": settings, "gates": {"embed": {}}}, handle)
 
 
 def run(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -45,7 +45,7 @@ def table(name: str, rows: list[dict[str, Any]]) -> pl.DataFrame:
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with params, a query set, answers in pool base and an empty pool new."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text("label: {}\n")
+    (tmp_path / "params.yaml").write_text("label: {}\ngates: {label: {}}\n")
     write_table(Path("queries/queries.parquet"), table("queries", QUERIES), "queries")
     write_collect("base", ANSWERS)
     write_collect("new", [])
@@ -90,7 +90,6 @@ def test_label_gives_an_error_row_no_label() -> None:
     [
         ({"query_id": "lost/1", "vlm": "one", "output": "B"}, "not in queries/queries.parquet"),
         ({"query_id": "lost/1", "vlm": "one", "error": "timed out"}, "not in queries/queries.parquet"),
-        ({"query_id": "shape/1", "vlm": "one", "cost_usd": 0.2}, "neither an output"),
     ],
 )
 def test_label_refuses_bad_rows_by_name_and_writes_nothing(

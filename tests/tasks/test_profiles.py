@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from arms_model.errors import ConfigError
 from tasks.common.vlms import parse_vlms
 from tasks.profiles import profiles
 
@@ -33,11 +32,6 @@ def test_empty_new_pool_gives_an_empty_table() -> None:
 
 def test_name_variant_is_the_display_name_alone() -> None:
     assert profiles(parse_vlms([A]), sentence="name")["base"]["profile"].to_list() == ["Toy A"]
-
-
-def test_two_vlms_with_the_same_sentence_are_refused() -> None:
-    with pytest.raises(ConfigError, match="a, b get the same profile sentence; give them different display names"):
-        profiles(parse_vlms([A, A | {"name": "b"}]), sentence="full")
 
 
 def test_stage_leaves_the_base_table_as_it_is_when_a_new_vlm_or_a_price_comes(make_tree: MakeTree) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from arms_model.errors import ConfigError, DataError
 from tasks.common.recorded import read_queries, source_folder
-from tasks.queries import QueriesSettings, write_query_set
+from tasks.queries import QueriesSettings, copy_query_set
 
 if TYPE_CHECKING:
     from tests.conftest import MakeTree, Recorded
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def _write(recorded: Recorded, target: Path) -> pl.DataFrame:
     target.mkdir()
-    return write_query_set(recorded.folder, target, max_pixels=1_000_000)
+    return copy_query_set(recorded.folder, target, max_pixels=1_000_000)
 
 
 def _set_sha256(recorded: Recorded, image: str) -> None:
