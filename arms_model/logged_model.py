@@ -19,7 +19,11 @@ from arms_model.storage import CONFIG, WEIGHTS
 FILES = "arms.files"  # the tag
 CODE = "pyfunc_model.py"
 INSIDE = "artifacts/served"
-_OWN = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", CODE)  # what MLflow puts beside our folder
+_NO_BYTE_CODE = "__pycache__"  # an empty file: Python then leaves no byte code in a store that pyfunc loads from
+_NOTE = "registered_model_meta"  # MLflow's note, written into a local store when pyfunc loads from it
+    "registered_model_meta"  # MLflow's note of name and number, written into a local store when pyfunc loads from it
+)
+_OWN = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", CODE, _NO_BYTE_CODE)  # beside our folder
 _ALLOWED = frozenset(
     [*_OWN, f"{INSIDE}/{SERVED}", *(f"{INSIDE}/{role}/{name}" for role in ROLES for name in (CONFIG, WEIGHTS))]
 )
@@ -78,6 +82,7 @@ def save_pyfunc(
     flavour["model_code_path"] = CODE
     flavour["artifacts"]["served"]["uri"] = INSIDE
     described.save(str(package / "MLmodel"))
+    (package / _NO_BYTE_CODE).touch()
     return _described(package)
 
 
@@ -134,7 +139,7 @@ def download(uri: str, expected: Mapping[str, tuple[int, str]], folder: Path, *,
 
     repository = get_artifact_repository(uri, tracking_uri=tracking_uri)
     if isinstance(repository, LocalArtifactRepository):  # links are seen here only, not in a listing
-        check_files(Path(repository.artifact_dir), dict.fromkeys(expected))
+        check_files(Path(repository.artifact_dir), dict.fromkeys(expected), ignored=(_NOTE,))
     for name, size in _listed(repository, expected):
         if size is not None and size != expected[name][0]:
             raise StorageError(f"{name} has {size:,} bytes, expected {expected[name][0]:,}.")
@@ -155,7 +160,7 @@ def _listed(repository: Any, expected: Mapping[str, Any]) -> Iterator[tuple[str,
             elif not info.is_dir and name in expected:
                 found.add(name)
                 yield name, info.file_size
-            else:
+            elif info.is_dir or name != _NOTE:
                 raise StorageError(f"'{name}' does not belong there.")
     if missing := sorted(set(expected) - found):
         raise StorageError(f"{missing[0]} is missing.")

@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -163,12 +163,13 @@ def read_manifest(folder: Path, *, digest: str | None = None) -> Manifest:
         raise StorageError(f"{path} is not as it is written: {error}") from None
 
 
-def check_files(folder: Path, expected: Mapping[str, tuple[int, str] | None]) -> None:
+def check_files(folder: Path, expected: Mapping[str, tuple[int, str] | None], *, ignored: Sequence[str] = ()) -> None:
     """Hold a folder against the files that it must consist of.
 
     Args:
         folder: what to look through.
         expected: per path in the folder its size and sha256; None: whatever its content.
+        ignored: plain files that may be there or not; they are not looked into.
 
     Raises:
         StorageError: the first file that is missing, changed, a link, or does not belong there, by its name.
@@ -188,7 +189,7 @@ def check_files(folder: Path, expected: Mapping[str, tuple[int, str] | None]) ->
                 found.add(relative)
             elif not any(wanted.startswith(f"{relative}/") for wanted in expected):
                 raise StorageError(f"{path} does not belong there: the folder holds {_listed(expected)}.")
-    if strangers := sorted(found - set(expected)):
+    if strangers := sorted(found - {*expected, *ignored}):
         raise StorageError(f"{folder / strangers[0]} does not belong there: the folder holds {_listed(expected)}.")
     if missing := sorted(set(expected) - found):
         raise StorageError(f"{folder / missing[0]} is missing; register the routers again.")
