@@ -21,8 +21,6 @@ CODE = "pyfunc_model.py"
 INSIDE = "artifacts/served"
 _NO_BYTE_CODE = "__pycache__"  # an empty file: Python then leaves no byte code in a store that pyfunc loads from
 _NOTE = "registered_model_meta"  # MLflow's note, written into a local store when pyfunc loads from it
-    "registered_model_meta"  # MLflow's note of name and number, written into a local store when pyfunc loads from it
-)
 _OWN = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", CODE, _NO_BYTE_CODE)  # beside our folder
 _ALLOWED = frozenset(
     [*_OWN, f"{INSIDE}/{SERVED}", *(f"{INSIDE}/{role}/{name}" for role in ROLES for name in (CONFIG, WEIGHTS))]
