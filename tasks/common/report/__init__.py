@@ -1,0 +1,1 @@
+"""The report's parts: what is read, the frames behind the figures, the figures, sample cards, and the page."""
