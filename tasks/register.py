@@ -1,17 +1,53 @@
-"""Stage `register`: bring MLflow up to date with what the stages left in files.
+"""Stage `register`: bring MLflow up to date with what the stages left in files; and the registry's commands.
 
-Run: `python -m tasks.register`, or `dvc repro register`.
+    python -m tasks.register                       the stage: missing runs, a version per strategy that can be served
+    python -m tasks.register promote --yes         make the challenger the champion, if split `gate` allows it
+    python -m tasks.register rollback --why TEXT   back to the champion before
+    python -m tasks.register history               who was made champion, when, by whom and why
+    python -m tasks.register verify                every file of every version against its sha256
+    python -m tasks.register load champion --question TEXT --image FILE    what a version would choose
+
+The stage writes `register/registered.json`: which digest each strategy has. It changes nothing where all is registered,
+and rebuilds a store that was wiped. MLflow is the one at MLFLOW_TRACKING_URI, else a file of this tree. Guide:
+docs/registry.md. Run by `dvc repro register` too.
 """
 
+import argparse
+import datetime as dt
+import getpass
+import logging
+import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tasks.common.files import write_json
-from tasks.common.params import load_section
+from arms_model.answering import ServedRouter
+from arms_model.errors import ConfigError, DataError, StorageError
+from arms_model.history import Action
+from arms_model.registry import CHALLENGER, CHAMPION, Origin, Registry, Version
+from arms_model.served import load_served, save_served
+from tasks.common.files import read_json, write_json
+from tasks.common.gate_split import judge, load_gate_split, verdict_lines
+from tasks.common.params import load_group_by, load_section, load_seed
 from tasks.common.stage import run_stage
+from tasks.common.tracking import (
+    RecordedRuns,
+    complete_records,
+    one_at_a_time,
+    open_client,
+    speaking_with,
+    tracking_uri,
+)
+from tasks.common.version_notes import version_notes
 
+STAGE = "register"
 OUTPUT = Path("register/registered.json")
+MODELS, EVALUATION = Path("models"), Path("cascade_eval")
+LOCK = Path(".arms/registry/lock")
+BASE = "base"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,22 +58,302 @@ class RegisterSettings:
         model: its name in MLflow's registry.
         margin: promote where the challenger is not worse than this.
         level: of the interval.
+        draws: of the paired cluster bootstrap.
     """
 
     model: str = "arms-router"
     margin: float = 0.01
     level: float = 0.95
+    draws: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin must lie in [0, 1), got {self.margin}")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level must lie between 0 and 1, got {self.level}")
+        if self.draws < 1:
+            raise ValueError(f"draws must be at least 1, got {self.draws}")
+
+
+def open_registry(settings: RegisterSettings) -> Registry:
+    """The registry at MLflow's tracking URI; a local store that is not there yet is made."""
+    uri = tracking_uri()
+    with one_at_a_time(), speaking_with(uri):
+        open_client(uri)
+    for noisy in ("mlflow.utils.environment", "mlflow.utils.requirements_utils"):  # pip's version is nobody's business
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    return Registry(uri, model=settings.model, lock=LOCK)
 
 
 def body() -> None:
     """The stage's work, from files to files."""
-    load_section("register", RegisterSettings)
-    write_json(OUTPUT, {})
+    settings = load_section(STAGE, RegisterSettings)
+    selection = read_json(EVALUATION / "selection.json")
+    runs = complete_records(tracking_uri())
+    registry = open_registry(settings)
+    versions = {entry["strategy"]: register(registry, entry, runs) for entry in selection["strategies"]}
+    set_aliases(registry, versions, challenger=selection["challenger"])
+    digests = {strategy: version.digest for strategy, version in versions.items()}
+    write_json(OUTPUT, {"model": settings.model, "challenger": selection["challenger"], "digests": digests})
+
+
+def register(registry: Registry, entry: dict[str, Any], runs: RecordedRuns) -> Version:
+    """Register one strategy, unless it is.
+
+    Args:
+        registry: where.
+        entry: of `cascade_eval/selection.json`.
+        runs: what stands in MLflow of the stages.
+    """
+    with tempfile.TemporaryDirectory(prefix="arms-register-") as temporary:
+        folder = Path(temporary) / "served"
+        folder.mkdir()
+        first, *second = (MODELS / stage for stage in entry["routers"])
+        digest = save_served(
+            folder, strategy=entry["strategy"], base=first, new=second[0] if second else None, tau=entry["tau"]
+        )
+        known = next((version for version in registry.versions() if version.digest == digest), None)
+        if known is not None:
+            logger.info("%s is version %d of %s already", entry["strategy"], known.number, registry.model)
+            return known
+        stage = EVALUATION.name if second else entry["routers"][0]
+        run_id, uri = runs.runs[stage], tracking_uri()
+        with speaking_with(uri):
+            run_tags = open_client(uri).get_run(run_id).data.tags
+        notes = version_notes(entry, load_served(folder), model=registry.model, run_tags=run_tags)
+        origin = Origin(
+            experiment_id=runs.experiment_id,
+            run_id=run_id,
+            tags=notes.tags,
+            description=notes.card,
+            requirements=notes.requirements,
+        )
+        version, is_new = registry.register(folder, origin)
+        logger.info(
+            "%s %s version %d of %s", entry["strategy"], "is now" if is_new else "is", version.number, registry.model
+        )
+        return version
+
+
+def set_aliases(registry: Registry, versions: dict[str, Version], *, challenger: str) -> None:
+    """The challenger is what the held-out queries pick; a store without a champion gets the base router."""
+    champion = registry.alias(CHAMPION)
+    if champion is None:
+        first = versions[BASE]
+        registry.promote(
+            first, who=who(), when=now(), why="first registration in this store", champion=None, action="first"
+        )
+        champion = first
+        logger.info("%s has no champion yet: version %d (%s) is", registry.model, first.number, BASE)
+    picked = versions[challenger]
+    current = registry.alias(CHALLENGER)
+    wanted = None if picked.number == champion.number else picked
+    if (current and current.number) != (wanted and wanted.number):
+        registry.set_challenger(wanted)
+    if wanted is not None:
+        logger.info(
+            "challenger: version %d (%s); `python -m tasks.register promote` compares", wanted.number, challenger
+        )
+
+
+def promote(*, number: int | None, why: str | None, force: bool, yes: bool) -> None:
+    """Compare a version with the champion, and make it the champion if the rule or a person says so.
+
+    Raises:
+        ConfigError: --force without --why, or nobody to confirm.
+        DataError: refused or inconclusive.
+    """
+    if force and not why:
+        raise ConfigError("--force overrules the comparison: say why with --why TEXT; it is written into the history.")
+    settings = load_section(STAGE, RegisterSettings)
+    registry = open_registry(settings)
+    champion, version = registry.alias(CHAMPION), registry.find(str(number or CHALLENGER))
+    if champion is None:
+        raise DataError(f"{registry.model} has no champion to compare with; run `python -m tasks.register` first.")
+    if champion.number == version.number:
+        raise DataError(f"version {version.number} is the champion already; nothing to do.")
+    old, new = registry.verify(champion), registry.verify(version)
+    print(f"challenger: version {version.number}, {described(new)}")
+    print(f"champion:   version {champion.number}, {described(old)}")
+    reason = why or ""
+    if not force:
+        verdict = judge(
+            load_gate_split(load_group_by()),
+            champion=old,
+            challenger=new,
+            margin=settings.margin,
+            level=settings.level,
+            draws=settings.draws,
+            seed=load_seed(),
+        )
+        print("\n".join(verdict_lines(verdict, num_vlms=len(new.vlms))))
+        if verdict.decision != "promote":
+            raise DataError(f"{verdict.decision}: version {champion.number} stays the champion.")
+        difference = verdict.difference
+        reason = f"{reason}; " if reason else ""
+        reason += (
+            f"macro EM on split gate {difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] over "
+            f"{verdict.num_queries} queries"
+        )
+    confirm(f"make version {version.number} the champion", yes=yes or force)
+    move(registry, version, champion, why=reason, forced=force)
+
+
+def move(
+    registry: Registry, version: Version, champion: Version, *, why: str, forced: bool, action: Action = "promote"
+) -> None:
+    """Make `version` the champion and say so."""
+    entry = registry.promote(version, who=who(), when=now(), why=why, champion=champion, action=action, forced=forced)
+    print(f"version {version.number} is the champion of {registry.model} now (entry {entry.number} of the history)")
+
+
+def rollback(*, why: str) -> None:
+    """Back to the champion before."""
+    registry = open_registry(load_section(STAGE, RegisterSettings))
+    entry = registry.rollback(who=who(), when=now(), why=why)
+    print(f"version {entry.to_version} is the champion of {registry.model} again (entry {entry.number} of the history)")
+
+
+def history() -> None:
+    """Print all changes of champion.
+
+    Raises:
+        StorageError: an entry was changed, or is missing.
+    """
+    registry = open_registry(load_section(STAGE, RegisterSettings))
+    found, champion = registry.history(), registry.alias(CHAMPION)
+    for entry in found.entries:
+        before = "none" if entry.from_version is None else entry.from_version
+        print(
+            f"{entry.number}  {entry.when}  {entry.who}  {entry.action}{' (forced)' if entry.forced else ''}  "
+            f"{before} -> {entry.to_version}  {entry.why}"
+        )
+    if not found.texts:
+        print(f"{registry.model} has had no champion yet")
+    problems = list(found.problems)
+    last = found.entries[-1].to_version if found.entries else None
+    if (champion and champion.number) != last:
+        problems.append(
+            f"the champion is version {champion.number if champion else 'none'}, the last entry says {last or 'none'}: "
+            "it was set by other means, or entries are missing at the end"
+        )
+    if problems:
+        raise StorageError("the history is not whole: " + "; ".join(problems) + ".")
+
+
+def verify(which: str) -> None:
+    """Check the files of one version, or of all.
+
+    Raises:
+        StorageError: what is refused, by name.
+    """
+    registry = open_registry(load_section(STAGE, RegisterSettings))
+    refused = []
+    for version in registry.versions() if which == "all" else [registry.find(which)]:
+        name = f"version {version.number} ({', '.join([version.strategy, *version.aliases])})"
+        try:
+            served = registry.verify(version)
+            print(f"{name}: all files are what was registered, digest {served.digest[:12]}")
+        except StorageError as error:
+            print(f"{name}: REFUSED")
+            refused.append(str(error))
+    if refused:
+        raise StorageError("\n".join(refused))
+
+
+def load(*, which: str, question: str | None, image: Path | None, candidates: list[str] | None) -> None:
+    """Load a version as a gateway would, and show what it chooses.
+
+    Raises:
+        ConfigError: a question without a picture, or the other way round.
+    """
+    if (question is None) != (image is None):
+        raise ConfigError("--question and --image belong together; give both, or none to only load.")
+    registry = open_registry(load_section(STAGE, RegisterSettings))
+    version = registry.find(which)
+    served = registry.verify(version)
+    print(f"version {version.number}: {described(served)}, digest {served.digest[:12]}")
+    if question is None or image is None:
+        print(f"VLMs: {', '.join(served.vlms)}")
+        return
+    (answer,) = served.answer([question], [image], candidates=[candidates])
+    for vlm, confidence in sorted(answer.confidences.items(), key=lambda item: -item[1]):
+        print(f"{confidence:.4f}  {vlm}")
+    print(f"chosen: {answer.vlm}: {answer.reason}")
+
+
+def described(served: ServedRouter) -> str:
+    """A served router in a few words."""
+    tau = "" if served.tau is None else f", tau {served.tau:g}"
+    return f"{served.strategy}{tau}, {len(served.vlms)} VLMs"
+
+
+def confirm(what: str, *, yes: bool) -> None:
+    """Ask on a terminal, unless `yes`.
+
+    Raises:
+        ConfigError: there is nobody to ask, or the answer is no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError(f"to {what} without being asked, add --yes.")
+    if input(f"{what}? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ConfigError("nothing was changed.")
+
+
+def who() -> str:
+    """The person at work: git's user, else the login name."""
+    try:
+        found = subprocess.run(
+            ["git", "config", "user.name"],  # noqa: S607
+            capture_output=True, text=True, check=False, timeout=10,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        found = ""
+    try:
+        return (found or getpass.getuser())[:200]
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"
+
+
+def now() -> str:
+    """The time, UTC."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
 def main() -> int:
-    """Run the stage; the exit code."""
-    return run_stage("register", body)
+    """Run the stage or one of the registry's commands; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.register", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help="without one: the stage")
+    promoting = commands.add_parser("promote", help="make the challenger the champion, if split `gate` allows it")
+    promoting.add_argument("--version", type=int, help="this one instead of the challenger")
+    promoting.add_argument("--yes", action="store_true", help="ask nobody")
+    promoting.add_argument("--force", action="store_true", help="whatever the comparison says; needs --why")
+    promoting.add_argument("--why", metavar="TEXT", help="kept in the history")
+    rolling = commands.add_parser("rollback", help="back to the champion before")
+    rolling.add_argument("--why", metavar="TEXT", required=True, help="kept in the history")
+    commands.add_parser("history", help="who was made champion, when, by whom and why")
+    verifying = commands.add_parser("verify", help="check every file against its sha256")
+    verifying.add_argument("which", nargs="?", default="all", metavar="VERSION|ALIAS", help="default: all")
+    loading = commands.add_parser("load", help="load a version as a gateway would, and show what it chooses")
+    loading.add_argument("which", metavar="VERSION|ALIAS")
+    loading.add_argument("--question", metavar="TEXT")
+    loading.add_argument("--image", type=Path, metavar="FILE")
+    loading.add_argument("--candidates", nargs="+", metavar="VLM", help="default: all")
+    given = parser.parse_args()
+    work = {
+        None: body,
+        "promote": lambda: promote(number=given.version, why=given.why, force=given.force, yes=given.yes),
+        "rollback": lambda: rollback(why=given.why),
+        "history": history,
+        "verify": lambda: verify(given.which),
+        "load": lambda: load(
+            which=given.which, question=given.question, image=given.image, candidates=given.candidates
+        ),
+    }
+    return run_stage(STAGE, work[given.command])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from tasks.embed import EmbedSettings
 from tasks.label import LabelSettings
 from tasks.profiles import ProfilesSettings
 from tasks.queries import QueriesSettings
+from tasks.register import RegisterSettings
 from tasks.report import ReportSettings
 from tasks.split import SplitSettings
 from tasks.train_incremental import IncrementalSettings
@@ -41,6 +42,7 @@ SETTINGS = {
     "train_independent": RouterSettings,
     "cascade_eval": CascadeEvalSettings,
     "report": ReportSettings,
+    "register": RegisterSettings,
 }
 GATES = {
     "queries": NoBounds,
