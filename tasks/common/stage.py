@@ -40,23 +40,31 @@ def run_stage(name: str, body: Callable[[], None]) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
+        if (stop := _stop_behind(error)) is not None:
+            return _stopped(name, stop)
         reason = full_disk_reason(error)  # of a write outside `tasks.common.files`, e.g. a checkpoint
         if reason is None:
             raise
         print(f"{name}: could not write: {reason}. Free some space and run the same command again.", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return _stopped(name, "Ctrl-C", 130)
-    except Terminated:
-        return _stopped(name, "SIGTERM", 143)
+    except (KeyboardInterrupt, Terminated) as stop:
+        return _stopped(name, stop)
     return 0
+
+
+def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | Terminated | None:
+    """The stop that `error` was raised on the way out of: cleaning up that is interrupted can fail by itself."""
+    while error is not None and not isinstance(error, KeyboardInterrupt | Terminated):
+        error = error.__context__
+    return error
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _stopped(name: str, how: str, code: int) -> int:
+def _stopped(name: str, stop: KeyboardInterrupt | Terminated) -> int:
+    how, code = ("SIGTERM", 143) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
     print(
         f"{name}: stopped by {how}. Nothing half-written was left; the same command goes on from here.", file=sys.stderr
     )

@@ -67,6 +67,17 @@ def test_signal_ends_with_its_exit_code_and_no_traceback(name: str, code: int, w
     assert "Traceback" not in result.stderr
 
 
+def test_stop_that_breaks_the_cleaning_up_is_still_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            os.close(-1)  # as a folder's removal does that is interrupted halfway: OSError
+
+    assert run_stage("toy", body) == 130
+    assert capsys.readouterr().err.startswith("toy: stopped by Ctrl-C.")
+
+
 def test_import_of_a_stage_does_nothing(tmp_path: Path) -> None:
     stages = ", ".join(f"tasks.{name}" for name in ("queries", "profiles", "collect", "split"))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
