@@ -55,7 +55,7 @@ check: install
 
 test: export HF_HUB_OFFLINE := 1
 test: install
-	@python -m pytest -q
+	@python -m pytest -q --numprocesses auto --dist loadscope
 
 real: install
 	@folder=$$(python -m tasks.common.workspace presets/real.yaml) && cd "$$folder" && dvc repro && \
