@@ -10,10 +10,15 @@ Where both hold (a small loss, known exactly), it is refused. An inconclusive ve
 the same kind would decide it, if the mean stays where it is and the interval narrows as 1 / sqrt(queries). With the
 mean on a boundary no number would.
 
+**Decision**: with fewer than `MIN_GROUPS` groups of queries, or a benchmark of one group, the verdict is inconclusive
+whatever the interval says: the bootstrap draws from what it has seen, and from few groups its interval is too narrow
+(of two versions that never differed it has no width at all).
+
 It knows numbers only: neither routers nor where labels come from.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +29,7 @@ from arms_model.errors import ConfigError, DataError
 from arms_model.intervals import Interval, cluster_bootstrap
 
 Decision = Literal["promote", "refuse", "inconclusive"]
-MIN_GROUPS = 2  # of a benchmark: from one group the bootstrap draws the same again and again, an interval without width
+MIN_GROUPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +46,9 @@ class Verdict:
         num_groups: what was resampled.
         level: of the interval.
         margin: what a challenger may lose.
-        needed: of an inconclusive one: further queries after which `direction` would be decided; None where no number
-            would.
-        direction: what they would decide; None where `needed` is.
-        reason: why no number of queries would decide it; "" else.
+        needed: of an inconclusive one: further queries after which it would be decided; None where no number would.
+        direction: what they would decide; None where that cannot be said.
+        reason: why it is inconclusive for another cause than the width of the interval; "" else.
     """
 
     decision: Decision
@@ -86,7 +90,7 @@ def compare(
 
     Raises:
         ConfigError: a margin or level that cannot be.
-        DataError: no query has a labelled candidate of both, or a benchmark has one group only.
+        DataError: no query has a labelled candidate of both.
     """
     if not (math.isfinite(margin) and margin >= 0):
         raise ConfigError(f"register.margin: expected 0 or more, got {margin}; 0.01 allows a loss of one point.")
@@ -105,19 +109,13 @@ def compare(
         draws=draws,
         seed=seed,
     )
-    for name, num_groups in zip(bootstrap.benchmarks, bootstrap.num_groups.tolist(), strict=True):
-        if num_groups < MIN_GROUPS:
-            raise DataError(
-                f"benchmark '{name}' has {num_groups} group of queries to compare on, expected at least {MIN_GROUPS}: "
-                "one group says nothing of the spread; label more, or promote with --force and --why."
-            )
     return decide(
         bootstrap.difference(1, 0, level=level),
         champion_em=bootstrap.interval(0, level=level).mean,
         challenger_em=bootstrap.interval(1, level=level).mean,
         num_queries=int(both.sum()),
         num_left_out=int((~both).sum()),
-        num_groups=int(bootstrap.num_groups.sum()),
+        num_groups=dict(zip(bootstrap.benchmarks, bootstrap.num_groups.tolist(), strict=True)),
         margin=margin,
         level=level,
     )
@@ -130,14 +128,17 @@ def decide(
     challenger_em: float,
     num_queries: int,
     num_left_out: int,
-    num_groups: int,
+    num_groups: Mapping[str, int],
     margin: float,
     level: float,
 ) -> Verdict:
-    """The rule itself; see `Verdict` for the arguments."""
+    """The rule itself; see `Verdict` for the arguments; `num_groups` is by benchmark."""
     decision: Decision = "inconclusive"
-    needed, direction, reason = None, None, ""
-    if difference.high < 0:
+    total = sum(num_groups.values())
+    needed, direction, reason = None, None, _too_few(num_groups)
+    if reason:
+        needed = max(1, math.ceil(num_queries * MIN_GROUPS / total) - num_queries)
+    elif difference.high < 0:
         decision = "refuse"
     elif difference.low > -margin:
         decision = "promote"
@@ -150,13 +151,21 @@ def decide(
         challenger_em=challenger_em,
         num_queries=num_queries,
         num_left_out=num_left_out,
-        num_groups=num_groups,
+        num_groups=total,
         level=level,
         margin=margin,
         needed=needed,
         direction=direction,
         reason=reason,
     )
+
+
+def _too_few(num_groups: Mapping[str, int]) -> str:
+    """Why there are too few groups for an interval; "" where there are enough."""
+    if (total := sum(num_groups.values())) < MIN_GROUPS:
+        return f"{total} groups of queries are too few for an interval, expected at least {MIN_GROUPS}"
+    alone = [name for name, number in num_groups.items() if number < 2]
+    return f"one group of queries says nothing of the spread on benchmark {', '.join(alone)}" if alone else ""
 
 
 def _what_would_decide(

@@ -4,6 +4,7 @@ MLflow shows it as the version's description and keeps 5,000 characters, so list
 left out. It holds no question, no answer and no picture.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,11 +87,12 @@ def model_card(inputs: CardInputs) -> str:
 def _card(inputs: CardInputs, limit: int) -> str:
     entry = inputs.entry
     tau = "" if entry["tau"] is None else f", tau {entry['tau']:g}"
+    commit = inputs.commit[:12] if re.fullmatch("[0-9a-f]{40,64}", inputs.commit) else "unknown"
     sections = [
         f"# ARMS router: {entry['strategy']}{tau}",
         f"Chooses, for a question about a picture, which of {len(inputs.served.vlms)} vision-language models (VLMs) to "
-        f"ask. {_WHAT.get(entry['strategy'], '')} Digest `{inputs.served.digest[:12]}`, code `{inputs.commit[:12]}`, "
-        f"data `{inputs.data}`.",
+        f"ask. {_WHAT.get(entry['strategy'], '')} Digest `{inputs.served.digest[:12]}`, code `{commit}`, data "
+        f"`{inputs.data}`.",
     ]
     if inputs.is_sandbox:
         sections.append("**The VLMs are the sandbox's small programs: the figures claim nothing about real VLMs.**")
@@ -115,7 +117,8 @@ def _results(inputs: CardInputs) -> str:
     table = markdown(["EM", "this", BEST_SINGLE, BEST_PER_TASK, KNN, ORACLE], lines)
     held_out = inputs.entry
     picked = "" if held_out["em"] is None else (
-        f" On held-out training queries, by which strategy and tau were picked: {em_text(held_out)}."
+        f" On held-out training queries, by which strategy and tau were picked (so a little too good): "
+        f"{em_text(held_out)}."
     )  # fmt: skip
     text = f"Share of right choices, macro average over benchmarks, with 95 % intervals, {pool} pool.{picked}"
     return "\n\n".join([text, *([table] if lines else []), " ".join(word for word in words if word)])

@@ -121,11 +121,10 @@ def verdict_lines(verdict: Verdict, *, num_vlms: int) -> list[str]:
         f"rule: refuse where the upper end is below 0, promote where the lower end is above {-verdict.margin:g}",
         f"decision: {verdict.decision}",
     ]
-    if verdict.needed is not None:
-        lines.append(
-            f"about {verdict.needed:,} further labelled queries would {verdict.direction} it, if the difference stays "
-            f"as it is: {verdict.needed * num_vlms:,} labels for {num_vlms} VLMs"
-        )
-    elif verdict.reason:
+    if verdict.reason:
         lines.append(verdict.reason)
+    if verdict.needed is not None:
+        labels = f"{verdict.needed * num_vlms:,} labels for {num_vlms} VLMs"
+        outcome = f"{verdict.direction} it, if the difference stays as it is" if verdict.direction else "be enough"
+        lines.append(f"about {verdict.needed:,} further labelled queries ({labels}) would {outcome}")
     return lines

@@ -17,7 +17,7 @@ def verdict(low: float, mean: float, high: float, *, margin: float = 0.01, num_q
         challenger_em=0.5 + mean,
         num_queries=num_queries,
         num_left_out=0,
-        num_groups=50,
+        num_groups={"one": 50},
         margin=margin,
         level=0.95,
     )
@@ -78,10 +78,10 @@ def make(champion: list[float], challenger: list[float], **more: float) -> Verdi
 
 
 def test_macro_average_takes_every_benchmark_alike() -> None:
-    # benchmark one: challenger right on both of its queries, champion on one; benchmark two: both right on one of two
-    found = make([1, 1, 0, 0], [1, 1, 1, 0])
+    # benchmark one: challenger right on all of its queries, champion on half; benchmark two: both right on half
+    found = make([1, 1, 0, 0] * 6, [1, 1, 1, 0] * 6)
     assert (found.champion_em, found.challenger_em, found.difference.mean) == (0.5, 0.75, 0.25)
-    assert (found.num_queries, found.num_groups) == (4, 4)
+    assert (found.num_queries, found.num_groups) == (24, 24)
 
 
 def test_queries_that_one_of_the_two_cannot_answer_are_left_out_and_counted() -> None:
@@ -96,12 +96,16 @@ def test_equal_versions_are_promoted_and_worse_ones_refused() -> None:
 
 
 def test_same_groups_are_resampled_together() -> None:
-    # 40 copies of the same two opposite outcomes: as single queries they tell much, as two groups nothing
-    champion, challenger = np.array([1.0, 0.0] * 20), np.array([0.0, 1.0] * 20)
-    groups, benchmarks = np.array(["a", "b"] * 20), np.full(40, "one")
-    found = compare(champion, challenger, groups=groups, benchmarks=benchmarks, margin=0.01, draws=500)
-    assert (found.difference.low, found.difference.high) == (-1, 1)
-    assert found.decision == "inconclusive"
+    # opposite outcomes in 24 groups: ten queries a group tell no more than one, so the interval stays as wide
+    def of(copies: int) -> Interval:
+        champion, challenger = np.tile([1.0, 0.0], 12), np.tile([0.0, 1.0], 12)
+        groups = np.array([f"g{number}" for number in range(24)])
+        arrays = [np.repeat(array, copies) for array in (champion, challenger)]
+        return compare(
+            *arrays, groups=np.repeat(groups, copies), benchmarks=np.full(24 * copies, "one"), margin=0.01, draws=500
+        ).difference
+
+    assert of(10) == of(1)
 
 
 def test_nothing_to_compare_is_said() -> None:
@@ -109,9 +113,17 @@ def test_nothing_to_compare_is_said() -> None:
         make([NAN, NAN, 1, 1], [1, 1, NAN, NAN])
 
 
-def test_single_group_is_refused_since_it_has_no_spread() -> None:
-    with pytest.raises(DataError, match="benchmark 'two' has 1 group"):
-        make([1, 1, 1, NAN], [1, 1, 1, 1])
+def test_too_few_groups_are_inconclusive_whatever_the_interval_says() -> None:
+    found = make([1, 0] * 5, [1, 0] * 5)  # never different: an interval without width
+    assert (found.decision, found.needed, found.direction) == ("inconclusive", 10, None)
+    assert found.reason == "10 groups of queries are too few for an interval, expected at least 20"
+
+
+def test_benchmark_of_one_group_is_inconclusive() -> None:
+    found = make([1, 1] * 15, [1, 1] + [1, NAN] * 14)
+    assert (found.decision, found.num_groups) == ("inconclusive", 16)
+    found = make([1, 1] * 30, [1, 1] + [1, NAN] * 29)
+    assert found.reason == "one group of queries says nothing of the spread on benchmark two"
 
 
 @pytest.mark.parametrize(("name", "value"), [("margin", -0.1), ("margin", NAN), ("level", 1.0), ("level", 0.0)])
