@@ -1,6 +1,6 @@
 # The verbs. Works from a fresh clone with git, make and Python 3.11 or newer; all else is installed into .uv and .venv.
 .DEFAULT_GOAL := help
-.PHONY: help install run check test real crossfit ui clean
+.PHONY: help install run check test real crossfit ui report clean
 
 PYTHON ?= python3
 # uv: the one on the path if it starts, else one of the project's own
@@ -19,6 +19,7 @@ help:
 	@echo "make real     run the pipeline on recorded real outputs (set ARMS_REAL_DATA) and print the result table"
 	@echo "make crossfit  the claimed figures: grouped 5-fold cross-fitting, after make real; resumable"
 	@echo "make ui       MLflow's pages on 127.0.0.1 (PORT=5000, WORKSPACE=. or e.g. workspaces/real): runs, curves, models"
+	@echo "make report   the report of the last run, made where it is stale and opened in a browser (WORKSPACE=. as above)"
 	@echo "make install  only install"
 	@echo "make clean    remove what tools left (caches); data, models and environments stay"
 
@@ -68,6 +69,11 @@ PORT ?= 5000
 WORKSPACE ?= .
 ui: install
 	@cd "$(WORKSPACE)" && python -m tasks.common.ui --port $(PORT)
+
+report: export HF_HUB_OFFLINE := 1
+report: install
+	@cd "$(WORKSPACE)" && dvc repro --quiet report && page="$$(pwd)/report/report.html" && echo "$$page" && \
+		if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then python -m webbrowser "file://$$page"; fi
 
 clean:
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ _VARIABLES = {
     INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", BLUE: "blue", ORANGE: "orange", GREEN: "green",
     VERMILION: "vermilion", PURPLE: "purple", SKY: "sky",
 }  # fmt: skip
-_LOOK = {
+_LOOK: dict[Any, Any] = {  # matplotlib's own type is a list of every key there is
     "svg.fonttype": "none",
     "text.parse_math": False,  # names of VLMs may hold a dollar sign
     "font.family": "sans-serif",

@@ -4,6 +4,7 @@ Panels are narrow, so that a phone shows them at nearly their own size; a wide s
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -75,7 +76,7 @@ def _interval_row(axes: Axes, height: int, row: dict[str, object], low: float, h
     axes.annotate(f"{em:.3f}", (1.02, height), xycoords=("axes fraction", "data"), va="center", weight=weight)
 
 
-def _handle(marker: str, colour: str, is_filled: bool, label: str, *, line: str = "none") -> Line2D:
+def _handle(marker: str, colour: str, is_filled: bool, label: str, *, line: Literal["none", "-"] = "none") -> Line2D:
     """A line of a legend."""
     face = colour if is_filled else PAPER
     return Line2D([], [], color=colour, marker=marker, markerfacecolor=face, linestyle=line, label=label)
@@ -195,7 +196,7 @@ def training_curves(frame: pl.DataFrame) -> list[Panel]:
             above, below = figure.subplots(2, 1, sharex=True)
             least = []
             for (member,), rows in part.group_by("member", maintain_order=True):
-                number = int(float(str(member)))
+                number = int(str(member))
                 style = {"color": SERIES[number % len(SERIES)], "linestyle": DASHES[number % len(DASHES)]}
                 above.plot(rows["epoch"], rows["validation_loss"], label=f"network {number + 1}", **style)
                 below.plot(rows["epoch"], rows["train_loss"], **style)
@@ -210,10 +211,8 @@ def training_curves(frame: pl.DataFrame) -> list[Panel]:
             below.xaxis.get_major_locator().set_params(integer=True)
             figure.legend(loc="outside lower center", ncols=3, fontsize=9, columnspacing=1, handlelength=1.7)
             reached = f" Least validation loss {min(least):.3f} to {max(least):.3f}." if least else ""
-            num, epochs = part["member"].n_unique(), part["epoch"].max()
-            alt = (
-                f"Loss of {num} networks of the {ROUTER_NAMES[str(router)].lower()} over {epochs:.0f} epochs.{reached}"
-            )
+            num, epochs = part["member"].n_unique(), max(part["epoch"].to_list())
+            alt = f"Loss of {num} networks of the {ROUTER_NAMES[str(router)].lower()} over {epochs} epochs.{reached}"
             panels.append(as_panel(figure, f"training-curves-{router}", alt))
     return panels
 
@@ -229,7 +228,7 @@ def reliability(frame: pl.DataFrame) -> list[Panel]:
             x, y = bins["mean_confidence"].to_numpy(), bins["share_right"].to_numpy()
             spread = np.stack([y - bins["low"].to_numpy(), bins["high"].to_numpy() - y]).clip(min=0)
             num, error = int(bins["num_pairs"].sum()), calibration_error(bins)
-            few, many = bins["num_pairs"].min(), bins["num_pairs"].max()
+            few, many = min(bins["num_pairs"].to_list()), max(bins["num_pairs"].to_list())
             held = f"{few:,}" if few == many else f"{few:,} to {many:,}"
             label = f"{bins.height} bins of {held} pairs"
             axes.errorbar(x, y, yerr=spread, fmt="o", color=drawing.BLUE, elinewidth=1.2, capsize=2.5, label=label)
@@ -250,17 +249,13 @@ def reliability(frame: pl.DataFrame) -> list[Panel]:
 
 
 def planes(frame: pl.DataFrame) -> list[tuple[str, str]]:
-    """Which (split, benchmark) planes are drawn: macro; each benchmark too where macro has no single VLM."""
-    drawn = []
-    for (split,), part in frame.group_by("split", maintain_order=True):
-        names = part["benchmark"].unique(maintain_order=True).to_list()
-        macro = part.filter((pl.col("benchmark") == MACRO) & (pl.col("kind") == "single"))
-        drawn += [(str(split), MACRO)] + ([] if macro.height else [(str(split), n) for n in names if n != MACRO])
-    return drawn
+    """The (split, benchmark) planes of an accuracy-cost frame, each split's macro average first."""
+    pairs = frame.select("split", "benchmark").unique().rows()
+    return sorted(pairs, key=lambda pair: (pair[0], pair[1] != MACRO, pair[1]))
 
 
 def accuracy_cost(frame: pl.DataFrame, numbers: dict[str, int], names: dict[str, str]) -> list[Panel]:
-    """EM over cost, logarithmic: single VLMs, baselines, oracle, the router and its curve; see `planes`.
+    """EM over cost, logarithmic: single VLMs, baselines, oracle, the router and its curve; a panel per plane.
 
     Args:
         frame: see `frames.accuracy_cost`.

@@ -120,8 +120,8 @@ def _heat_order(inputs: Inputs) -> list[int]:
 
 def unlabelled(inputs: Inputs) -> list[str]:
     """VLMs without a label."""
-    empty = np.isnan(inputs.scored).all(axis=0)
-    return [vlm.display_name for vlm, is_empty in zip(inputs.vlms, empty, strict=True) if is_empty]
+    num_labels = (~np.isnan(inputs.scored)).sum(axis=0)
+    return [vlm.display_name for vlm, num in zip(inputs.vlms, num_labels, strict=True) if not num]
 
 
 def tau_sweep(inputs: Inputs) -> pl.DataFrame:
@@ -135,7 +135,7 @@ def tau_sweep(inputs: Inputs) -> pl.DataFrame:
 def training_curves(inputs: Inputs) -> pl.DataFrame:
     """router, member, epoch, train_loss, validation_loss, learning_rate of the routers that learnt."""
     parts = [curve.select(pl.lit(router).alias("router"), pl.all()) for router, curve in inputs.curves.items()]
-    return pl.concat(parts)
+    return pl.concat(parts).with_columns(pl.col("member", "epoch").cast(pl.Int64))
 
 
 def reliability(inputs: Inputs) -> pl.DataFrame:
@@ -192,19 +192,21 @@ def equal_mass_bins(confidence: NDArray[np.float64], label: NDArray[np.float64])
 def calibration_error(bins: pl.DataFrame) -> float:
     """The expected calibration error of one router's bins."""
     distance = (bins["mean_confidence"] - bins["share_right"]).abs() * bins["num_pairs"]
-    return float(distance.sum() / bins["num_pairs"].sum())
+    return float(distance.sum()) / int(bins["num_pairs"].sum())
 
 
 def accuracy_cost(inputs: Inputs) -> pl.DataFrame:
-    """`cascade_eval/cost.csv` with its curve and router points cut down to what the held-out queries picked.
+    """`cascade_eval/cost.csv`, cut down to what is drawn.
 
-    A point of kind `router` is what would be served; the curve starts from the same confidences.
+    Of our router: what the held-out queries picked (kind `router`), and the curve that starts from the same
+    confidences. Of the planes: the macro average; where no single VLM stands in it, because each benchmark asked VLMs
+    of its own, every benchmark too.
     """
     picked = inputs.picked.row
-    curve = picked.split(", tau ")[0]
-    kind, name = pl.col("kind"), pl.col("name")
-    keep = ~kind.is_in(["router", "curve"]) | (name == picked) | ((kind == "curve") & (name == curve))
-    return inputs.cost.filter(keep)
+    kind, name, benchmark = pl.col("kind"), pl.col("name"), pl.col("benchmark")
+    ours = (name == picked) | ((kind == "curve") & (name == picked.split(", tau ")[0]))
+    has_single = ((kind == "single") & (benchmark == MACRO)).any().over("split")
+    return inputs.cost.filter((benchmark == MACRO) | ~has_single).filter(~kind.is_in(["router", "curve"]) | ours)
 
 
 def picked_choice(inputs: Inputs, rows: NDArray[np.int64]) -> Choice:
