@@ -25,6 +25,7 @@ from arms_model.memory import MemorySettings
 from arms_model.storage import load_router
 from arms_model.training import TrainingData, TrainingSettings
 from tasks.common.dataset import Labels, groups_of, load_labels, load_queries, load_splits
+from tasks.common.invariants.training import hold_filtered
 from tasks.common.params import load_group_by, load_section, load_seed
 from tasks.common.publishing import CHECKPOINTS, publish, publish_nothing
 from tasks.common.routers import (
@@ -100,6 +101,8 @@ def body() -> None:
         reason = f"pool 'new' has {num_new} VLMs and no labelled query in split train"
         logger.info("%s: nothing to learn", reason)
         return publish_nothing(STAGE, reason)
+    if settings.drop_unanswered:
+        hold_filtered(STAGE, queries["query_id"].to_list(), new_only, rows.numpy())
     base = load_router(Path("models/train_base"))
     inputs = frozen(trained_inputs(base, queries, labels.profiles))
     shown = incremental_labels(labels, queries["query_id"].to_list(), replay_fraction=settings.replay_fraction)

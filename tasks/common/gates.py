@@ -11,6 +11,7 @@ a run without failures leaves neither. A stage that passed writes `gates/<stage>
 Great Expectations is imported when something is judged (it takes seconds), with its analytics off.
 """
 
+import html
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import polars as pl
 
@@ -264,7 +266,7 @@ def hold(stage: str, checks: Sequence[Check]) -> Findings:
         kept.mkdir(parents=True, exist_ok=True)
         write_parquet(kept / f"{finding.check.invariant.name}.parquet", finding.rows)
     if failing:
-        judge.build_pages()
+        judge.build_pages([finding.told(kept) for finding in failing])
     told = {severity: [f.told(kept) for f in failing if f.check.invariant.severity == severity] for severity in
             ("stop", "warn")}  # fmt: skip
     for text in told["warn"]:
@@ -283,7 +285,10 @@ class _Judge:
 
     def __init__(self, pages: Path) -> None:
         self._gx = _import()
-        self._context = self._gx.get_context(mode="ephemeral")
+        types = self._gx.data_context.types.base
+        in_memory = types.InMemoryStoreBackendDefaults(init_temp_docs_sites=False)  # its default makes a folder in /tmp
+        config = types.DataContextConfig(store_backend_defaults=in_memory)
+        self._context = self._gx.get_context(mode="ephemeral", project_config=config)
         self._context.variables.progress_bars = {"globally": False}
         self._pages = pages
 
@@ -320,8 +325,8 @@ class _Judge:
             meta={"name": invariant.name},
         )
 
-    def build_pages(self) -> None:
-        """Write what failed as pages for a browser."""
+    def build_pages(self, texts: Sequence[str]) -> None:
+        """Write what failed as pages for a browser; `texts` tell it."""
         site = {
             "class_name": "SiteBuilder",
             "show_how_to_buttons": False,
@@ -333,14 +338,27 @@ class _Judge:
         }
         self._context.add_data_docs_site(site_name="local", site_config=site)
         self._context.build_data_docs(site_names=["local"])
+        _tell_in_index(self._pages, texts)
+
+
+def _tell_in_index(folder: Path, texts: Sequence[str]) -> None:
+    """Put what failed on top of the pages' index: its own list is drawn by scripts from elsewhere and empty offline."""
+    index = folder / "index.html"
+    pages = sorted((folder / "validations").rglob("*.html"))  # validations/<view>/__none__/<time>/<batch>.html
+    items = [
+        f'<li><a href="{quote(str(page.relative_to(folder)))}">{html.escape(page.parts[-4])}</a></li>' for page in pages
+    ]
+    head, body, rest = index.read_text(encoding="utf-8").partition("<body>")
+    told = "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+    index.write_text(f"{head}{body}<h2>What failed</h2>{told}<ul>{''.join(items)}</ul>{rest}", encoding="utf-8")
 
 
 def _import() -> Any:
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read on import
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # its own imports'
         import great_expectations
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     return great_expectations
 
 

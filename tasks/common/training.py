@@ -8,6 +8,7 @@ from arms_model.errors import DataError
 from arms_model.fitting import fit_router
 from arms_model.training import TrainingData
 from tasks.common.dataset import groups_of, load_labels, load_queries, load_splits
+from tasks.common.invariants.training import hold_filtered
 from tasks.common.params import load_group_by
 from tasks.common.publishing import CHECKPOINTS, publish, publish_nothing
 from tasks.common.routers import (
@@ -41,6 +42,8 @@ def train_from_scratch(stage: str, pool: str, settings: RouterSettings, *, seed:
             raise DataError(f"{reason}: look at label/base.parquet, the split shares and drop_unanswered.")
         logger.info("%s: nothing to learn", reason)
         return publish_nothing(stage, reason)
+    if settings.drop_unanswered:
+        hold_filtered(stage, queries["query_id"].to_list(), labels.correct, rows.numpy())
     inputs = make_inputs(
         queries,
         labels.profiles,

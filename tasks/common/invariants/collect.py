@@ -10,7 +10,7 @@ from arms_model.settings import nearest
 from tasks.common.asked import asked
 from tasks.common.gates import Check, Invariant, none_of_them, table_view, unique, within
 from tasks.common.labelling import answered_rightly
-from tasks.common.vlms import Vlm
+from tasks.common.vlms import Pool, Vlm
 
 UNIQUE = Invariant(
     name="collect_pair_unique",
@@ -59,7 +59,7 @@ class CollectGate:
 
 
 def checks(
-    tables: Mapping[str, pl.DataFrame], *, queries: pl.DataFrame, vlms: Sequence[Vlm], gate: CollectGate
+    tables: Mapping[Pool, pl.DataFrame], *, queries: pl.DataFrame, vlms: Sequence[Vlm], gate: CollectGate
 ) -> list[Check]:
     """The checks of stage `collect`.
 
@@ -84,7 +84,7 @@ def checks(
 
 
 def _pairs_present(
-    tables: Mapping[str, pl.DataFrame], queries: pl.DataFrame, vlms: Sequence[Vlm], gate: CollectGate
+    tables: Mapping[Pool, pl.DataFrame], queries: pl.DataFrame, vlms: Sequence[Vlm], gate: CollectGate
 ) -> Check:
     _refuse_unknown(gate, {vlm.name for vlm in vlms}, set(queries["query_id"]))
     right: set[str] = set()

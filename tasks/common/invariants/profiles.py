@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from tasks.common.gates import Check, Invariant, not_empty, table_view, unique
+from tasks.common.vlms import Pool
 
 VLM = Invariant(
     name="profiles_vlm_unique",
@@ -25,7 +26,7 @@ UNIQUE = Invariant(
 INVARIANTS = (VLM, SENTENCE, UNIQUE)
 
 
-def checks(tables: Mapping[str, pl.DataFrame]) -> list[Check]:
+def checks(tables: Mapping[Pool, pl.DataFrame]) -> list[Check]:
     """The checks of stage `profiles`; `tables` are its tables by pool."""
     profiles = pl.concat(list(tables.values()))
     return [
