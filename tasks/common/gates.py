@@ -13,6 +13,7 @@ Great Expectations is imported when something is judged (it takes seconds), with
 
 import html
 import logging
+import math
 import os
 import shutil
 import warnings
@@ -137,6 +138,20 @@ def table_view(name: str, frame: pl.DataFrame, *, key: Sequence[str]) -> View:
     return View(name=name, key=tuple(key), shards=lambda: frame.iter_slices(SHARD_ROWS))
 
 
+def parts(*frames: pl.DataFrame, by: str) -> Iterator[tuple[pl.DataFrame, ...]]:
+    """Tables about a shard at a time, such that rows with the same `by` come together.
+
+    So what needs rows of several tables, or all rows of one key, needs no more memory for a larger table.
+    """
+    num_parts = max(1, math.ceil(max(frame.height for frame in frames) / SHARD_ROWS))
+    if num_parts == 1:
+        yield frames
+        return
+    part_of = [(frame[by].hash() % num_parts).cast(pl.UInt32) for frame in frames]
+    for number in range(num_parts):
+        yield tuple(frame.filter(part == number) for frame, part in zip(frames, part_of, strict=True))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """One invariant with what it is held against.
@@ -171,14 +186,19 @@ def unique(invariant: Invariant, frame: pl.DataFrame, *, key: Sequence[str], sho
         key: columns that together stand once.
         shown: further columns that name a row.
     """
-    is_twice = pl.struct(list(key)).is_duplicated()
-    summary = frame.select(pl.len().alias("num_rows"), is_twice.sum().alias("num_twice"))
+
+    def twice() -> Iterator[pl.DataFrame]:
+        for (part,) in parts(frame, by=key[0]):
+            yield part.filter(pl.struct(list(key)).is_duplicated())
+
+    num_twice = sum(rows.height for rows in twice())
+    summary = pl.DataFrame({"num_rows": [frame.height], "num_twice": [num_twice]})
     return Check(
         invariant=invariant,
         rule=none_of_them("num_twice"),
         view=table_view(invariant.name, summary, key=["num_rows"]),
         checked=frame.height,
-        rows=lambda: frame.filter(is_twice).sort([*key, *shown]),
+        rows=lambda: pl.concat(list(twice())).sort([*key, *shown]),
         key=(*key, *shown),
     )
 
@@ -378,10 +398,10 @@ def _failing_rows(result: Any) -> dict[str, list[int]]:
     return failing
 
 
-def _finding(check: Check, parts: list[pl.DataFrame], num_rows: int) -> Finding:
+def _finding(check: Check, found: list[pl.DataFrame], num_rows: int) -> Finding:
     shown = (*check.view.key, *check.rule.columns)
-    rows = pl.concat(parts) if parts else pl.DataFrame()
-    if parts and check.rows is not None:
+    rows = pl.concat(found).sort(check.view.key, maintain_order=True) if found else pl.DataFrame()
+    if found and check.rows is not None:
         rows, shown = check.rows(), check.key or shown
     return Finding(
         check=check,

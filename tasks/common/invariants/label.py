@@ -1,13 +1,13 @@
 """What must hold of the labels, both pools together. `tasks.common.gates` says how it is held."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
 
 from arms_model.errors import ConfigError
 from arms_model.settings import nearest
-from tasks.common.gates import Check, Invariant, is_true, none_of_them, table_view, unique, within
+from tasks.common.gates import Check, Invariant, View, is_true, none_of_them, parts, table_view, unique, within
 
 KEY = ["query_id", "vlm"]
 UNIQUE = Invariant(
@@ -83,16 +83,8 @@ def checks(labels: Mapping[str, pl.DataFrame], answers: Mapping[str, pl.DataFram
         ConfigError: `declared` names a VLM that has no answers.
     """
     labelled = pl.concat([table.select(*KEY, "correct") for table in labels.values()])
-    is_error = pl.col("error").is_not_null()
-    has_source = (pl.col("output").is_not_null() & ~is_error) | pl.col("imported_correct").is_not_null()
-    collected = pl.concat(
-        [table.select(*KEY, is_error.alias("is_error"), has_source.alias("has_source")) for table in answers.values()]
-    )
-    joined = labelled.join(collected, on=KEY, how="left", maintain_order="left").with_columns(
-        pl.col("has_source").fill_null(value=False),
-        (pl.col("correct") & pl.col("is_error").fill_null(value=False)).alias("num_wrongly_correct").cast(pl.Int8),
-    )
-    view = table_view("label", joined, key=KEY)
+    collected = pl.concat([table.select(*KEY, "output", "imported_correct", "error") for table in answers.values()])
+    view = View(name="label", key=tuple(KEY), shards=lambda: _with_sources(labelled, collected))
     return [
         unique(UNIQUE, labelled, key=KEY),
         Check(invariant=SOURCE, rule=is_true("has_source"), view=view),
@@ -102,19 +94,36 @@ def checks(labels: Mapping[str, pl.DataFrame], answers: Mapping[str, pl.DataFram
     ]
 
 
+def _with_sources(labelled: pl.DataFrame, collected: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Labels with what their answers say of them."""
+    is_error, imported = pl.col("error").is_not_null(), pl.col("imported_correct").is_not_null()
+    sources = [
+        is_error.alias("is_error"),
+        (imported | (pl.col("output").is_not_null() & ~is_error)).alias("has_source"),
+    ]
+    for some_labels, some_answers in parts(labelled, collected, by="query_id"):
+        joined = some_labels.join(some_answers.select(*KEY, *sources), on=KEY, how="left", maintain_order="left")
+        yield joined.with_columns(
+            pl.col("has_source").fill_null(value=False),
+            (pl.col("correct") & pl.col("is_error").fill_null(value=False)).cast(pl.Int8).alias("num_wrongly_correct"),
+        )
+
+
 def _every_answer(labelled: pl.DataFrame, collected: pl.DataFrame) -> Check:
-    answered = collected.filter(~pl.col("is_error")).select(KEY)
-    lacking = answered.join(labelled, on=KEY, how="anti")
-    counts = answered.group_by("vlm").len("num_answers").join(
-        lacking.group_by("vlm").len("num_unlabelled"), on="vlm", how="left"
-    )  # fmt: skip
-    summary = counts.with_columns(pl.col("num_unlabelled").fill_null(0)).sort("vlm")
+    def lacking() -> Iterator[pl.DataFrame]:
+        for some_labels, some_answers in parts(labelled, collected, by="query_id"):
+            answered = some_answers.filter(pl.col("error").is_null()).select(KEY)
+            yield answered.join(some_labels, on=KEY, how="anti")
+
+    answered = collected.lazy().filter(pl.col("error").is_null()).group_by("vlm").len("num_answers").collect()
+    num_lacking = pl.concat([rows.select("vlm") for rows in lacking()]).group_by("vlm").len("num_unlabelled")
+    summary = answered.join(num_lacking, on="vlm", how="left").with_columns(pl.col("num_unlabelled").fill_null(0))
     return Check(
         invariant=EVERY,
         rule=none_of_them("num_unlabelled"),
-        view=table_view("answers and labels of each VLM", summary, key=["vlm"]),
-        checked=answered.height,
-        rows=lambda: lacking.sort(KEY),
+        view=table_view("answers and labels of each VLM", summary.sort("vlm"), key=["vlm"]),
+        checked=int(summary["num_answers"].sum()),
+        rows=lambda: pl.concat(list(lacking())).sort(KEY),
         key=tuple(KEY),
     )
 
