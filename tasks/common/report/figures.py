@@ -6,6 +6,7 @@ Panels are narrow, so that a phone shows them at nearly their own size; a wide s
 from collections.abc import Sequence
 from typing import Literal
 
+import matplotlib as mpl
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
@@ -115,7 +116,8 @@ def complementarity(frame: pl.DataFrame, names: dict[str, str], is_base: dict[st
     with look():
         figure = new_figure(round(side + label + 50), round(side + label + 95))
         axes = figure.subplots()
-        mesh = axes.pcolormesh(100 * share, cmap="cividis", vmin=0, vmax=100, edgecolor=PAPER, linewidth=0.6)
+        steps = mpl.colormaps["cividis"].resampled(20)  # few enough that the colour bar is no picture
+        mesh = axes.pcolormesh(100 * share, cmap=steps, vmin=0, vmax=100, edgecolor=PAPER, linewidth=0.6)
         axes.invert_yaxis()
         axes.set_aspect("equal")
         axes.grid(visible=False)
@@ -334,7 +336,7 @@ def _plane_points(
                 zorder=4,
             )
             if kind != "baseline":
-                labels.append((x, y, "ARMS" if kind == "router" else "oracle", colour))
+                labels.append((x, y, "ARMS" if kind == "router" else "oracle", INK))
     return labels
 
 

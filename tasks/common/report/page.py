@@ -27,6 +27,7 @@ _VLM_COLUMNS = (  # each is shown where some VLM has it
     ("Parameters, billions", "params_b"), ("Released", "released"), ("Per million tokens in", "usd_per_mtok_in"),
     ("… out", "usd_per_mtok_out"), ("Per picture", "usd_per_image"), ("Per call", "usd_per_call"),
 )  # fmt: skip
+_LONGEST_NAME = 36  # in a figure
 _MANY_VLMS = 8  # more are numbers in the accuracy-cost plane
 
 
@@ -57,16 +58,17 @@ def draw(inputs: Inputs) -> Figures:
     }
     numbers = {name: number for number, name in enumerate(inputs.names, start=1)}
     numbers = numbers if len(inputs.vlms) > _MANY_VLMS else {}
+    names = {vlm: _short(name) for vlm, name in inputs.display_names.items()}
     tau = inputs.picked.strategy.tau
     picked = None if tau is None else (inputs.picked.row.split(", tau ")[0], tau)
     is_base = {vlm.name: vlm.pool == "base" for vlm in inputs.vlms}
     panels = {
         "main_results": figures.main_results(drawn["main_results"]),
-        "complementarity": figures.complementarity(drawn["complementarity"], inputs.display_names, is_base),
+        "complementarity": figures.complementarity(drawn["complementarity"], names, is_base),
         "tau_sweep": figures.tau_sweep(drawn["tau_sweep"], picked),
         "training_curves": figures.training_curves(drawn["training_curves"]),
         "reliability": figures.reliability(drawn["reliability"]),
-        "accuracy_cost": figures.accuracy_cost(drawn["accuracy_cost"], numbers, inputs.display_names),
+        "accuracy_cost": figures.accuracy_cost(drawn["accuracy_cost"], numbers, names),
     }
     return Figures(panels=panels, frames=drawn, numbers=numbers)
 
@@ -200,6 +202,11 @@ def _planes(drawn: Figures, inputs: Inputs) -> list[dict[str, Any]]:
         ]
         planes.append({"split": split, "benchmark": None if benchmark == MACRO else benchmark, "rows": rows})
     return planes
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the figure."""
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 def _percent(value: float | None) -> str:
