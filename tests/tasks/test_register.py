@@ -1,0 +1,348 @@
+"""The stage and the registry's commands on a finished tree, with a real SQLite store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pytest
+from mlflow import MlflowClient
+
+from arms_model.errors import ConfigError, DataError, EndpointError, StorageError
+from arms_model.registry import Registry
+from tasks import register
+from tasks.common.gate_split import load_gate_split, outcomes_on
+from tasks.common.routers import router_vectors
+from tasks.common.tracking import tracking_uri
+from tests.conftest import Tree
+from tests.servers import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from arms_model.answering import ServedRouter
+    from arms_model.registry import Version
+    from tasks.common.gate_split import GateSplit
+
+STRATEGIES = ["base", "incremental", "base + independent", "base + incremental"]
+MODEL = "arms-router"
+
+
+@pytest.fixture(scope="module")
+def registered_tree(finished_tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """A copy of the finished tree with a store of its own, in which the stage ran; copied by each test.
+
+    The store's artifacts stay in this folder, wherever its database is copied to.
+    """
+    folder = tmp_path_factory.mktemp("registered") / "tree"
+    shutil.copytree(finished_tree.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow", "cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        register.body()
+    return Tree(folder)
+
+
+@pytest.fixture
+def tree(registered_tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    """A tree of the test's own in which the stage ran; it is the current folder."""
+    shutil.copytree(registered_tree.folder, tmp_path / "tree", symlinks=True)
+    monkeypatch.chdir(tmp_path / "tree")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Tree(tmp_path / "tree")
+
+
+def registry() -> Registry:
+    return Registry(tracking_uri(), model=MODEL, lock=register.LOCK)
+
+
+def versions() -> list[Version]:
+    return registry().versions()
+
+
+def client() -> MlflowClient:
+    return MlflowClient(tracking_uri=tracking_uri(), registry_uri=tracking_uri())
+
+
+def fake_labels(tree: Tree, right: Callable[[int], str]) -> None:
+    """Put all queries on the gate; right is only what one version chooses for a query: `champion` or `challenger`.
+
+    On every second drawing the best base VLM of the benchmark has no label, so that the versions differ.
+    """
+    labels = tree.table("label/base")
+    is_best = pl.col("vlm").is_in(["toy-colour-2b", "toy-count-2b", "toy-even-7b"])
+    labels.filter(~(is_best & (pl.col("query_id").str.tail(3).cast(int) // 2 % 2 == 1))).write_parquet(
+        "label/base.parquet"
+    )
+    tree.table("split/split").with_columns(split=pl.lit("gate")).write_parquet("split/split.parquet")
+    for pool in ("base", "new"):
+        answers = tree.table(f"collect/{pool}")
+        answers.with_columns(imported_correct=pl.lit(None, pl.Boolean)).write_parquet(f"collect/{pool}.parquet")
+    gate = load_gate_split("image_group")
+    labelled = ~np.isnan(gate.correct)
+    chosen = {alias: choices(registry().load(alias), gate, labelled) for alias in ("champion", "challenger")}
+    queries = gate.queries["query_id"].to_list()
+    wanted = {query: chosen[right(number)][number] for number, query in enumerate(queries)}
+    for pool in ("base", "new"):
+        labels = tree.table(f"label/{pool}")
+        correct = [wanted[query] == vlm for query, vlm in labels.select("query_id", "vlm").iter_rows()]
+        labels.with_columns(correct=pl.Series(correct)).write_parquet(f"label/{pool}.parquet")
+
+
+def choices(served: ServedRouter, gate: GateSplit, labelled: np.ndarray) -> list[str]:
+    """The VLM that a version chooses for each query of the gate."""
+    columns = [gate.vlms.index(vlm) for vlm in served.vlms]
+    scores = served.confidences([router_vectors(router, gate.queries) for router in served.routers])
+    return [served.vlms[column] for column in served.choose(scores, labelled[:, columns]).column]
+
+
+def promote(**given: Any) -> None:
+    register.promote(**({"number": None, "why": None, "force": False, "yes": True} | given))
+
+
+def test_every_strategy_is_a_version_with_its_tags_and_card(tree: Tree) -> None:
+    found = versions()
+    assert [version.strategy for version in found] == STRATEGIES
+    assert found[0].aliases == ("champion",)
+    challenger = json.loads(Path("cascade_eval/selection.json").read_text())["challenger"]
+    assert [version.strategy for version in found if "challenger" in version.aliases] == [challenger]
+    for version in found:
+        assert {
+            "arms.digest", "arms.files", "arms.strategy", "arms.vlms", "arms.data", "arms.git_commit",
+            "arms.em.held_out", "arms.em.test_id",
+        } <= set(version.tags)  # fmt: skip
+        stored = client().get_model_version(MODEL, str(version.number))
+        assert stored.description.startswith(f"# ARMS router: {version.strategy}")
+        assert stored.run_id
+    assert found[0].tags["arms.vlms"].split(", ") == ["toy-colour-2b", "toy-count-2b", "toy-even-7b", "toy-weak-1b"]
+
+
+def test_written_file_holds_the_digests_and_nothing_that_differs_from_run_to_run(tree: Tree) -> None:
+    written = json.loads(Path("register/registered.json").read_text())
+    assert written["digests"] == {version.strategy: version.digest for version in versions()}
+    assert set(written) == {"model", "challenger", "digests"}
+
+
+def test_served_routers_answer_with_the_confidences_that_the_evaluation_kept(tree: Tree) -> None:
+    kept = tree.table("cascade_eval/confidences")
+    queries = tree.table("queries/queries").filter(pl.col("query_id").is_in(kept["query_id"].unique().to_list()))
+    scored = {
+        "base": {"base": "base"},
+        "incremental": {"base": "incremental", "new": "incremental"},
+        "base + independent": {"base": "base", "new": "independent"},
+        "base + incremental": {"base": "base", "new": "incremental"},
+    }
+    pools = {vlm: pool for pool in ("base", "new") for vlm in tree.table(f"profiles/{pool}")["vlm"]}
+    expected = {(router, query, vlm): f for router, query, vlm, f in
+                kept.select("router", "query_id", "vlm", "confidence").iter_rows()}  # fmt: skip
+    for version in versions():
+        served = registry().verify(version)
+        answers = served.answer(
+            queries["question"].to_list(),
+            [Path("queries/images") / image for image in queries["image"]],
+            choices=[None if choices is None else list(choices) for choices in queries["choices"]],
+        )
+        for query, answer in zip(queries["query_id"], answers, strict=True):
+            for vlm, confidence in answer.confidences.items():
+                router = scored[version.strategy][pools[vlm]]
+                assert confidence == pytest.approx(expected[router, query, vlm], abs=2e-5)
+
+
+def test_unchanged_rerun_registers_nothing(tree: Tree) -> None:
+    before, files = versions(), tree.sha256("register")
+    register.body()
+    assert versions() == before
+    assert tree.sha256("register") == files
+    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
+    assert len(client().search_logged_models(experiments)) == len(STRATEGIES)
+
+
+def test_wiped_store_is_rebuilt_by_one_run(tree: Tree) -> None:
+    before, files = versions(), tree.sha256("register")
+    shutil.rmtree(".arms/mlflow")
+    register.body()
+    assert [(v.number, v.digest, v.aliases) for v in versions()] == [(v.number, v.digest, v.aliases) for v in before]
+    assert tree.sha256("register") == files
+    assert [entry.action for entry in registry().history().entries] == ["first"]
+
+
+def test_router_that_changed_becomes_a_further_version(tree: Tree) -> None:
+    selection = json.loads(Path("cascade_eval/selection.json").read_text())
+    entry = next(entry for entry in selection["strategies"] if entry["strategy"] == "base + independent")
+    entry["tau"] = 0.65
+    Path("cascade_eval/selection.json").write_text(json.dumps(selection))
+    register.body()
+    assert [version.number for version in versions()] == [1, 2, 3, 4, 5]
+    assert versions()[-1].tags["arms.tau"] == "0.65"
+    assert registry().find("challenger").number == (5 if selection["challenger"] == entry["strategy"] else 4)
+    assert registry().find("champion").number == 1
+
+
+def test_better_challenger_is_promoted(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_labels(tree, lambda number: "challenger")
+    number = registry().find("challenger").number
+    promote()
+    assert registry().find("champion").number == number
+    printed = capsys.readouterr().out
+    assert "95 % interval [+" in printed
+    assert "decision: promote" in printed
+    entry = registry().history().entries[-1]
+    assert (entry.action, entry.from_version, entry.to_version, entry.forced) == ("promote", 1, number, False)
+    assert entry.why.startswith("macro EM on split gate +")
+    register.body()  # the champion is not put forward as its own challenger
+    assert registry().alias("challenger") is None
+
+
+def test_worse_challenger_is_refused(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_labels(tree, lambda number: "champion")
+    with pytest.raises(DataError, match="refuse: version 1 stays the champion"):
+        promote()
+    assert "decision: refuse" in capsys.readouterr().out
+    assert registry().find("champion").number == 1
+    assert len(registry().history().entries) == 1
+
+
+def test_inconclusive_comparison_says_what_would_decide_it(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_labels(tree, lambda number: ("champion", "challenger")[number // 3 % 2])
+    with pytest.raises(DataError, match="inconclusive: version 1 stays the champion"):
+        promote()
+    printed = capsys.readouterr().out
+    assert "decision: inconclusive" in printed
+    assert "further labelled queries (" in printed
+    assert "labels for 6 VLMs) would " in printed
+
+
+def test_gate_of_few_queries_is_inconclusive(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match="inconclusive"):
+        promote()
+    assert "groups of queries are too few for an interval" in capsys.readouterr().out
+
+
+def test_force_overrules_and_is_written_down_as_such(tree: Tree) -> None:
+    promote(number=2, force=True, why="the gate is too small")
+    entry = registry().history().entries[-1]
+    assert (entry.to_version, entry.forced, entry.why) == (2, True, "the gate is too small")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"force": True}, "say why with --why"),
+        ({"force": True, "number": 2, "why": "x" * 1001}, "at most 1,000 are kept"),
+    ],
+)
+def test_force_without_a_reason_that_can_be_kept_is_refused(given: dict[str, Any], words: str, tree: Tree) -> None:
+    with pytest.raises(ConfigError, match=words):
+        promote(**given)
+    assert registry().find("champion").number == 1
+
+
+def test_nobody_to_ask_needs_yes(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_labels(tree, lambda number: "challenger")
+    with Path("params.yaml").open() as no_terminal:
+        monkeypatch.setattr("sys.stdin", no_terminal)
+        with pytest.raises(ConfigError, match="add --yes"):
+            promote(yes=False)
+    assert registry().find("champion").number == 1
+
+
+def test_champion_is_no_challenger_of_itself(tree: Tree) -> None:
+    with pytest.raises(DataError, match="version 1 is the champion already"):
+        promote(number=1)
+
+
+def test_tampered_challenger_is_not_compared(registered_tree: Tree, tree: Tree) -> None:
+    version = registry().find("challenger")
+    client().set_model_version_tag(MODEL, str(version.number), "arms.digest", "f" * 64)
+    with pytest.raises(StorageError, match="is refused"):
+        promote()
+
+
+def test_rollback_is_written_down(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    promote(number=3, force=True, why="try it")
+    register.rollback(why="it was worse")
+    assert registry().find("champion").number == 1
+    register.history()
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split("  ")[3] for line in lines] == ["first", "promote (forced)", "rollback"]
+    assert lines[-1].endswith("3 -> 1  it was worse")
+
+
+def test_edited_history_is_seen(tree: Tree) -> None:
+    promote(number=3, force=True, why="try it")
+    text = client().get_registered_model(MODEL).tags["arms.history.000001"]
+    client().set_registered_model_tag(MODEL, "arms.history.000001", text.replace("first registration", "a good reason"))
+    with pytest.raises(StorageError, match=r"history is not whole: arms\.history\.000002 does not follow"):
+        register.history()
+
+
+def test_champion_that_was_set_past_the_history_is_seen(tree: Tree) -> None:
+    client().set_registered_model_alias(MODEL, "champion", "4")
+    with pytest.raises(StorageError, match="the champion is version 4, the last entry says 1"):
+        register.history()
+
+
+def test_verify_goes_through_all_versions_and_names_what_is_refused(
+    tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register.verify("all")
+    assert capsys.readouterr().out.count("all files are what was registered") == 4
+    client().delete_model_version_tag(MODEL, "2", "arms.files")
+    with pytest.raises(StorageError, match=r"version 2 of arms-router is refused: tag arms\.files is missing"):
+        register.verify("all")
+    assert capsys.readouterr().out.count("all files are what was registered") == 3
+    register.verify("champion")
+
+
+def test_load_shows_what_a_version_would_choose(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    image = next(Path("queries/images").rglob("*.png"))
+    register.load(
+        which="4", question="How many squares?", image=image, candidates=["toy-big", "toy-count-2b", "toy-weak-1b"]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[-1].startswith("chosen: toy-")
+    with pytest.raises(ConfigError, match="belong together"):
+        register.load(which="4", question="How many?", image=None, candidates=None)
+
+
+def test_store_that_is_away_ends_the_stage_and_leaves_its_file(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = tree.sha256("register")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:secret@127.0.0.1:{free_port()}")
+    with pytest.raises(EndpointError, match="nothing listens there") as caught:
+        register.body()
+    assert "secret" not in str(caught.value)
+    assert tree.sha256("register") == files
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (["promote", "--force"], 2, "say why with --why"),
+        (["promote", "--yes"], 1, "inconclusive: version 1 stays the champion"),
+        (["load", "7"], 1, "has no version '7'"),
+        (["history"], 0, ""),
+        (["verify", "1"], 0, ""),
+        (["rollback"], 2, "--why"),
+    ],
+)
+def test_commands_end_with_their_exit_codes_and_no_traceback(
+    command: list[str], code: int, words: str, tree: Tree
+) -> None:
+    result = tree.run("python", "-m", "tasks.register", *command)
+    assert result.returncode == code, result.stderr
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_outcomes_on_the_gate_say_whether_the_chosen_vlm_is_right(tree: Tree) -> None:
+    fake_labels(tree, lambda number: "champion")
+    gate = load_gate_split("image_group")
+    champion, challenger = registry().load("champion"), registry().load("challenger")
+    assert outcomes_on(gate, champion, champion.vlms).tolist() == [1.0] * 90
+    assert 0 < outcomes_on(gate, challenger, challenger.vlms).mean() < 1
+    assert np.isnan(outcomes_on(gate, champion, ("toy-big",))).all()  # it knows none of the space
