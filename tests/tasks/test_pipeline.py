@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Tree
 
-NEW_POOL_STAGES = {"train_incremental", "train_independent", "cascade_eval"}
+NEW_POOL_STAGES = {"train_incremental", "train_independent", "cascade_eval", "report", "register"}
 AFTER_A_NEW_VLM = {"profiles", "collect", "label"} | NEW_POOL_STAGES
 UNTOUCHED = ("profiles/base.parquet", "collect/base.parquet", "label/base.parquet", "models/train_base")
 LATE = {"name": "toy-late", "display_name": "Toy Late", "provider": "Closed Lab", "pool": "new"}
@@ -107,9 +107,11 @@ def test_price_retrains_nothing(copied_tree: Tree, finished_tree: Tree) -> None:
     block = next(vlm for vlm in params["vlms"] if vlm["name"] == "toy-big")
     block["usd_per_mtok_in"] = 12.5
     copied_tree.write_params(params)
-    assert set(copied_tree.repro()) == {"profiles", "collect"}  # they read the blocks, and write the same tables
-    for path in ("profiles", "collect", "label", "models", "cascade_eval"):
+    # profiles and collect read the blocks, and write the same tables; the accuracy-cost plane becomes another
+    assert set(copied_tree.repro()) == {"profiles", "collect", "cascade_eval", "report", "register"}
+    for path in ("profiles", "collect", "label", "models", "held_out", "cascade_eval/table.csv"):
         assert copied_tree.sha256(path) == finished_tree.sha256(path), path
+    assert copied_tree.sha256("cascade_eval/cost.csv") != finished_tree.sha256("cascade_eval/cost.csv")
 
 
 def test_empty_new_pool_runs_through_and_says_there_is_nothing_to_learn(copied_tree: Tree, finished_tree: Tree) -> None:
