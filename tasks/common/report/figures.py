@@ -38,7 +38,7 @@ def main_results(frame: pl.DataFrame) -> list[Panel]:
             "split", "pool", maintain_order=True
         ):
             rows = part.sort("em", maintain_order=True).to_dicts()
-            figure = new_figure(430, 118 + 25 * len(rows))
+            figure = new_figure(430, 118 + 28 * len(rows))
             axes = figure.subplots()
             near = [row for row in rows if row["kind"] != "limit" and row["method"] != "random"] or rows
             low, high = min(row["em_low"] for row in near), max(row["em_high"] for row in near)
@@ -273,7 +273,7 @@ def accuracy_cost(frame: pl.DataFrame, numbers: dict[str, int], names: dict[str,
             free = min(costs, default=1.0) / 3  # a cost of 0 has no place on a logarithmic axis
             for row in rows:
                 row["x"] = max(row["cost_usd_per_1000"], free)
-            figure = new_figure(470, 420)
+            figure = new_figure(455, 415)
             axes = figure.subplots()
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -226,6 +226,19 @@ def _price(value: float | None) -> str:
     return "" if value is None else f"{value:,.6g}"
 
 
+def _bounds(bounds: dict[str, Any]) -> str:
+    """Bounds of an expectation, in words."""
+    if set(bounds) == {"min", "max"}:
+        low, high = bounds["min"], bounds["max"]
+        return f"exactly {low}" if low == high else f"{low} to {high}"
+    words = {"min": "at least", "max": "at most", "values": ""}
+    parts = []
+    for name, value in bounds.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        parts.append(f"{words.get(name, name)} {shown}".strip())
+    return ", ".join(parts)
+
+
 def _listed(values: Sequence[str]) -> str:
     return ", ".join(values)
 
@@ -236,5 +249,6 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "exact": _exact,
     "price": _price,
     "listed": _listed,
+    "bounds": _bounds,
     "inline": lambda panel: Markup(panel.inline()),  # noqa: S704  # drawn by us; matplotlib escapes its texts
 }
