@@ -34,9 +34,9 @@ class MlflowServer:
     def database(self) -> Path:
         return self._folder / "mlflow.db"
 
-    def start(self, *, may_grow: bool = True) -> None:
-        """Start it and wait until it answers; with `may_grow=False` no file can become larger than the database is."""
-        limit = None if may_grow else self.database.stat().st_size
+    def start(self, *, is_full: bool = False) -> None:
+        """Start it and wait until it answers; with `is_full` it can write no file beyond two database pages."""
+        limit = 8192 if is_full else None
 
         def limited() -> None:
             if limit is not None:
@@ -55,7 +55,7 @@ class MlflowServer:
             start_new_session=True,
             preexec_fn=limited,
         )
-        wait_until(lambda: _answers(f"{self.url}/health"), seconds=120)
+        wait_until(lambda: _answers(f"{self.url}/health"))
 
     def kill(self) -> None:
         """End it at once, as a machine that goes down would."""
@@ -81,7 +81,7 @@ def free_port() -> int:
         return port
 
 
-def wait_until(is_so: Callable[[], object], *, seconds: float = 60) -> None:
+def wait_until(is_so: Callable[[], object], *, seconds: float = 120) -> None:
     """Wait until the call gives something true."""
     until = time.monotonic() + seconds
     while not is_so():
