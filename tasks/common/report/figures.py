@@ -114,7 +114,7 @@ def complementarity(frame: pl.DataFrame, names: dict[str, str], is_base: dict[st
     label = 6.3 * max(len(names[vlm]) for vlm in order)
     side = cell * len(order)
     with look():
-        figure = new_figure(round(side + label + 50), round(side + label + 95))
+        figure = new_figure(round(side + label + 80), round(side + label + 95))
         axes = figure.subplots()
         steps = mpl.colormaps["cividis"].resampled(20)  # few enough that the colour bar is no picture
         mesh = axes.pcolormesh(100 * share, cmap=steps, vmin=0, vmax=100, edgecolor=PAPER, linewidth=0.6)
