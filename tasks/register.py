@@ -81,8 +81,6 @@ def open_registry(settings: RegisterSettings) -> Registry:
     uri = tracking_uri()
     with one_at_a_time(), speaking_with(uri):
         open_client(uri)
-    for noisy in ("mlflow.utils.environment", "mlflow.utils.requirements_utils"):  # pip's version is nobody's business
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     return Registry(uri, model=settings.model, lock=LOCK)
 
 
@@ -343,6 +341,8 @@ def main() -> int:
     loading.add_argument("--image", type=Path, metavar="FILE")
     loading.add_argument("--candidates", nargs="+", metavar="VLM", help="default: all")
     given = parser.parse_args()
+    for noisy in ("mlflow.store.db.utils", "mlflow.utils.environment", "mlflow.utils.requirements_utils"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # tracebacks of what we say ourselves; pip's version
     work = {
         None: body,
         "promote": lambda: promote(number=given.version, why=given.why, force=given.force, yes=given.yes),

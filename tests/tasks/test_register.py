@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
 
 STRATEGIES = ["base", "incremental", "base + independent", "base + incremental"]
 MODEL = "arms-router"
+LIMITED = textwrap.dedent("""
+    import os, resource, sys
+    sys.path.insert(0, os.getcwd())
+    from tasks.register import main
+    limit = int(sys.argv.pop())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # the kernel refuses what would make a file larger
+    sys.exit(main())
+""")
 
 
 @pytest.fixture(scope="module")
@@ -346,3 +355,23 @@ def test_outcomes_on_the_gate_say_whether_the_chosen_vlm_is_right(tree: Tree) ->
     assert outcomes_on(gate, champion, champion.vlms).tolist() == [1.0] * 90
     assert 0 < outcomes_on(gate, challenger, challenger.vlms).mean() < 1
     assert np.isnan(outcomes_on(gate, champion, ("toy-big",))).all()  # it knows none of the space
+
+
+@pytest.mark.parametrize("stands", [True, False], ids=["store stands", "no store yet"])
+def test_full_disk_ends_the_stage_without_a_traceback_and_it_goes_on_afterwards(stands: bool, tree: Tree) -> None:
+    selection = Path("cascade_eval/selection.json").read_text().replace('"tau": 0.5', '"tau": 0.55')
+    Path("cascade_eval/selection.json").write_text(selection)
+    Path("register/registered.json").unlink()
+    if not stands:
+        shutil.rmtree(".arms/mlflow")
+    limit = Path(".arms/mlflow/mlflow.db").stat().st_size if stands else 150
+    result = tree.run("python", "-c", LIMITED, str(limit))
+    assert result.returncode == 1, result.stderr
+    assert f"MLflow at sqlite:///{tree.folder}" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not tree.leftovers()
+    assert not Path("register/registered.json").exists()
+    assert tree.stage("register").returncode == 0
+    digests = [version.digest for version in versions()]
+    assert len(digests) == len(set(digests))
+    assert set(json.loads(Path("register/registered.json").read_text())["digests"].values()) <= set(digests)
