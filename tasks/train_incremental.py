@@ -103,22 +103,22 @@ def body() -> None:
         return publish_nothing(STAGE, reason)
     if settings.drop_unanswered:
         hold_filtered(STAGE, queries["query_id"].to_list(), new_only, rows.numpy())
-    base = load_router(Path("models/train_base"))
-    inputs = frozen(trained_inputs(base, queries, labels.profiles))
-    shown = incremental_labels(labels, queries["query_id"].to_list(), replay_fraction=settings.replay_fraction)
-    dropped = np.setdiff1d(np.flatnonzero(splits == "train"), rows.numpy())
-    shown[np.ix_(dropped, np.asarray(labels.pools) == "new")] = np.nan  # a replayed query must not bring them back
-    replayed = training_rows(np.where(np.isnan(new_only), shown, np.nan), splits, drop_unanswered=False)
-    data = TrainingData(
-        question=inputs.question,
-        picture=inputs.picture,
-        profiles=inputs.profiles,
-        correct=torch.from_numpy(shown),
-        train=torch.unique(torch.cat([rows, replayed])),
-        validation=validation_rows(new_only, splits),
-        groups=groups_of(queries, load_group_by()),
-    )
     with streamed(STAGE) as callbacks:
+        base = load_router(Path("models/train_base"))
+        inputs = frozen(trained_inputs(base, queries, labels.profiles))
+        shown = incremental_labels(labels, queries["query_id"].to_list(), replay_fraction=settings.replay_fraction)
+        dropped = np.setdiff1d(np.flatnonzero(splits == "train"), rows.numpy())
+        shown[np.ix_(dropped, np.asarray(labels.pools) == "new")] = np.nan  # a replayed query must not bring them back
+        replayed = training_rows(np.where(np.isnan(new_only), shown, np.nan), splits, drop_unanswered=False)
+        data = TrainingData(
+            question=inputs.question,
+            picture=inputs.picture,
+            profiles=inputs.profiles,
+            correct=torch.from_numpy(shown),
+            train=torch.unique(torch.cat([rows, replayed])),
+            validation=validation_rows(new_only, splits),
+            groups=groups_of(queries, load_group_by()),
+        )
         fitted = fit_router(
             dataclasses.replace(base.config, vlms=labels.vlms, profiles=labels.profiles),
             data,

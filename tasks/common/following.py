@@ -1,9 +1,9 @@
 """The child that carries a train stage's journal to MLflow; `streaming.py` starts and ends it.
 
-    python -m tasks.common.following train_base --parent PID
+    python -m tasks.common.following train_base --journal FILE --state FILE --parent PID
 
 It finds (or makes) the run by the key of the stage's inputs, so that a resumed training goes on in the same run, and
-logs each epoch as it comes. What MLflow does not take it tries again every few seconds; in `<stage>.state.json` it
+logs each epoch as it comes. What MLflow does not take it tries again every few seconds; in the state file it
 leaves word for the stage: how many epochs are recorded, and what the problem is. It yields to the training (nice 10)
 and dies with it.
 """
@@ -17,12 +17,12 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import IO, Any
 
 from tasks.common.files import write_json
 from tasks.common.run_contents import RunContent, curve_points, data_tags, shown_params
 from tasks.common.stage_inputs import StageFiles
-from tasks.common.streaming import FOLDER
 from tasks.common.tracking import (
     find_or_make_experiment,
     find_or_make_run,
@@ -86,13 +86,12 @@ class Recorder:
             self._client.set_terminated(self._run.info.run_id, _STATUS[how])
 
 
-def follow(stage: str, *, parent: int) -> None:
+def follow(stage: str, lines: Path, state: Path, *, parent: int) -> None:
     """Carry the journal of `stage` to MLflow until its end stands there, or the parent is gone."""
-    state = FOLDER / f"{stage}.state.json"
     recorder: Recorder | None = None
     num_recorded: int | None = None  # nothing was tried yet
     waiting: list[dict[str, Any]] = []
-    with (FOLDER / f"{stage}.jsonl").open(encoding="utf-8") as journal:
+    with lines.open(encoding="utf-8") as journal:
         while os.getppid() == parent:
             waiting += _new_records(journal)
             epochs = [record for record in waiting if "epoch" in record]
@@ -139,12 +138,14 @@ def main() -> int:
     """Follow the journal that the command line names; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tasks.common.following")
     parser.add_argument("stage")
+    parser.add_argument("--journal", type=Path, required=True, help="what the stage appends its epochs to")
+    parser.add_argument("--state", type=Path, required=True, help="where to leave word for the stage")
     parser.add_argument("--parent", type=int, required=True, help="process that this one dies with")
     arguments = parser.parse_args()
     _die_with_parent()
     os.nice(10)
     logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
-    follow(arguments.stage, parent=arguments.parent)
+    follow(arguments.stage, arguments.journal, arguments.state, parent=arguments.parent)
     return 0
 
 

@@ -80,8 +80,10 @@ class _Stream:
                 old.unlink(missing_ok=True)
             self._journal = journal.open("a", encoding="utf-8", buffering=1)
             with (FOLDER / f"{stage}.log").open("wb") as log:
+                files = ["--journal", str(journal), "--state", str(self._state)]
+                command = [sys.executable, "-m", "tasks.common.following", stage, *files, "--parent", str(os.getpid())]
                 self._child = subprocess.Popen(  # noqa: S603
-                    [sys.executable, "-m", "tasks.common.following", stage, "--parent", str(os.getpid())],
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,  # never the stage's own: who reads those waits until all writers are gone
                     stderr=log,

@@ -44,24 +44,24 @@ def train_from_scratch(stage: str, pool: str, settings: RouterSettings, *, seed:
         return publish_nothing(stage, reason)
     if settings.drop_unanswered:
         hold_filtered(stage, queries["query_id"].to_list(), labels.correct, rows.numpy())
-    inputs = make_inputs(
-        queries,
-        labels.profiles,
-        question_encoders=settings.question_encoders,
-        picture_encoders=settings.picture_encoders,
-        profile_encoder=settings.profile_encoder,
-        trainable_encoders=settings.trainable_encoders,
-    )
-    data = TrainingData(
-        question=inputs.question,
-        picture=inputs.picture,
-        profiles=inputs.profiles,
-        correct=torch.from_numpy(labels.correct),
-        train=rows,
-        validation=validation_rows(labels.correct, splits),
-        groups=groups_of(queries, load_group_by()),
-    )
     with streamed(stage) as callbacks:  # publishing too: what the last epochs were reaches MLflow meanwhile
+        inputs = make_inputs(
+            queries,
+            labels.profiles,
+            question_encoders=settings.question_encoders,
+            picture_encoders=settings.picture_encoders,
+            profile_encoder=settings.profile_encoder,
+            trainable_encoders=settings.trainable_encoders,
+        )
+        data = TrainingData(
+            question=inputs.question,
+            picture=inputs.picture,
+            profiles=inputs.profiles,
+            correct=torch.from_numpy(labels.correct),
+            train=rows,
+            validation=validation_rows(labels.correct, splits),
+            groups=groups_of(queries, load_group_by()),
+        )
         fitted = fit_router(
             make_config(settings, labels, inputs),
             data,
