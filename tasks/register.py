@@ -331,7 +331,7 @@ def main() -> int:
     promoting.add_argument("--force", action="store_true", help="whatever the comparison says; needs --why")
     promoting.add_argument("--why", metavar="TEXT", help="kept in the history")
     rolling = commands.add_parser("rollback", help="back to the champion before")
-    rolling.add_argument("--why", metavar="TEXT", required=True, help="kept in the history")
+    rolling.add_argument("--why", metavar="TEXT", default="no reason given", help="kept in the history")
     commands.add_parser("history", help="who was made champion, when, by whom and why")
     verifying = commands.add_parser("verify", help="check every file against its sha256")
     verifying.add_argument("which", nargs="?", default="all", metavar="VERSION|ALIAS", help="default: all")

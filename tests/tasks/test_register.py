@@ -336,7 +336,7 @@ def test_store_that_is_away_ends_the_stage_and_leaves_its_file(tree: Tree, monke
         (["load", "7"], 1, "has no version '7'"),
         (["history"], 0, ""),
         (["verify", "1"], 0, ""),
-        (["rollback"], 2, "--why"),
+        (["rollback"], 1, "no champion before this one"),
     ],
 )
 def test_commands_end_with_their_exit_codes_and_no_traceback(
