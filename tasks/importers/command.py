@@ -115,7 +115,9 @@ def print_summary(out: Path, *, left_out: Mapping[str, str]) -> None:
         console.print(f"\n{section}:\n  source: recorded\n  folder: {out.resolve()}")
     if has_outputs:
         console.print(
-            "\nand a block under `vlms` for each VLM (name, display_name, provider, pool); others are left out."
+            "\nand a block under `vlms` for each VLM (name, display_name, provider, pool; benchmarks where it answered "
+            "some of them only); others are left out. Single queries that a VLM was not asked replace those under "
+            "gates.collect.missing_pairs."
         )
     console.print(
         '\nThen run it in a workspace, which sees when the folder changes: cd "$(python -m tasks.common.workspace '

@@ -508,8 +508,12 @@ def test_all_four_come_into_one_folder_and_through_the_stages(tmp_path: Path, ma
     for name, write in WRITE.items():
         assert _run(name, write(tmp_path / name), tmp_path / "imported") == 0
     folder = tmp_path / "imported/recorded"
-    names = recorded.read_outputs(folder)["vlm"].unique().sort().to_list()
-    vlms = [{"name": name, "display_name": name, "provider": "Lab", "pool": "base"} for name in names]
+    asked = recorded.read_outputs(folder).join(recorded.read_queries(folder), on="query_id")
+    benchmarks = asked.group_by("vlm").agg(pl.col("benchmark").unique().sort()).sort("vlm")
+    vlms = [
+        {"name": name, "display_name": name, "provider": "Lab", "pool": "base", "benchmarks": its}
+        for name, its in benchmarks.iter_rows()
+    ]
     source = {"source": "recorded", "folder": str(folder)}
     tree = make_tree(queries=source, collect=source, vlms=vlms)
     for stage in ("queries", "collect", "label"):

@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Callable[[Tree], None], str, str, int]] = {
     # stage: what spoils it, the invariant, what the message names, number of failing rows
     "queries": (spoil_queries, "queries_question_not_empty", r"query_id counts/003, question ' '", 1),
     "profiles": (spoil_profiles, "profiles_sentence_unique", r"vlm toy-colour-2b; profile .*, vlm toy-count-2b", 2),
-    "collect": (spoil_collect, "collect_pair_present", r"query_id counts/019, vlm toy-big\. All", 25),
+    "collect": (spoil_collect, "collect_pair_present", r"query_id counts/019, vlm toy-big, benchmark counts\. All", 25),
     "label": (spoil_label, "label_every_answer", r"query_id colours/001, vlm toy-weak-1b", 1),
     "split": (spoil_split, "split_enough_queries", r"split gate, num_queries \d+, least 80", 1),
     "embed": (

@@ -108,7 +108,7 @@ def _pairs_present(
         view=table_view("pairs that each VLM is asked", summary, key=["vlm"]),
         checked=int(summary["num_asked"].sum()),
         rows=lambda: pl.concat(missing).sort("vlm", "query_id"),
-        key=("query_id", "vlm"),
+        key=("query_id", "vlm", "benchmark"),
         declared=num_declared,
     )
 
