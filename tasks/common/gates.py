@@ -102,7 +102,8 @@ def within(column: str, *, least: float | None = None, most: float | None = None
 
 def none_of_them(column: str) -> Rule:
     """A count of faults: 0."""
-    return within(column, least=0, most=0)
+    arguments = {"column": column, "min_value": 0, "max_value": 0}
+    return Rule(kind="ExpectColumnValuesToBeBetween", arguments=arguments, columns=(column,))
 
 
 def same(column: str, other: str) -> Rule:
