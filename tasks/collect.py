@@ -165,6 +165,11 @@ def body() -> None:
     """Read params and queries, gather the answers, hold their gate, write both tables whole or not at all."""
     settings, vlms, queries = _read()
     gate = load_gate("collect", CollectGate)
+    if gate.missing_pairs and settings.source == "endpoint":
+        raise ConfigError(
+            "gates.collect.missing_pairs is for gaps in recorded answers; an endpoint is asked all that a block asks. "
+            "Empty it."
+        )
     if settings.source == "recorded":
         source = recorded.source_folder(settings.folder, where="collect.folder")
         answers = recorded_answers(source, queries=queries, vlms=vlms)

@@ -188,6 +188,16 @@ def test_wrong_gate_in_params_ends_the_stage_with_2(tree: Tree, gates: dict[str,
     assert "Traceback" not in result.stderr
 
 
+def test_missing_pairs_of_an_endpoint_are_refused_before_anybody_is_asked(tree: Tree) -> None:
+    params = tree.params()
+    params["collect"] = {"source": "endpoint"}
+    params["gates"]["collect"]["missing_pairs"] = {"toy-big": ["counts/001"]}
+    tree.write_params(params)
+    result = tree.stage("collect")
+    assert result.returncode == 2
+    assert "gates.collect.missing_pairs is for gaps in recorded answers" in result.stderr
+
+
 @pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}")
 def test_pages_of_a_failing_gate_open_in_a_browser_and_name_the_row(tree: Tree) -> None:
     from playwright.sync_api import sync_playwright
