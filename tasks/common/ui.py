@@ -32,6 +32,7 @@ from tasks.common.tracking import (
 
 HOST = "127.0.0.1"
 _START_S = 120
+_MODE = "?workflowType=machine_learning"  # else MLflow opens as it is for prompts and agents
 
 
 def serve(port: int) -> None:
@@ -72,14 +73,14 @@ def serve(port: int) -> None:
 
 def _show(uri: str, address: str) -> None:
     """Print the addresses of the query set's runs and of the registered model."""
-    print(f"  all experiments   {address}/#/experiments")
+    print(f"  all experiments   {address}/#/experiments{_MODE}")
     if QUERIES.exists():
         with one_at_a_time(), speaking_with(uri):
             experiment = open_client(uri).get_experiment_by_name(experiment_name())
         if experiment is not None:
-            print(f"  this query set    {address}/#/experiments/{experiment.experiment_id}/runs")
+            print(f"  this query set    {address}/#/experiments/{experiment.experiment_id}/runs{_MODE}")
     model = str(raw_section("register").get("model", "arms-router"))
-    print(f"  registered model  {address}/#/models/{quote(model)}", flush=True)
+    print(f"  registered model  {address}/#/models/{quote(model)}{_MODE}", flush=True)
 
 
 def _refuse_taken(port: int) -> None:

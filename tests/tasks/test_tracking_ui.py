@@ -15,6 +15,7 @@ from tests.conftest import CHECKOUT, MakeTree, Tree
 from tests.servers import free_port, wait_until
 
 COMPLETE = "from tasks.common.tracking import complete_records, tracking_uri; complete_records(tracking_uri())"
+MODE = "?workflowType=machine_learning"
 MODULE = ("python", "-m", "tasks.common.ui", "--port")
 
 
@@ -50,9 +51,9 @@ def test_pages_are_served_on_loopback_until_ctrl_c(recorded_tree: Tree, tmp_path
     try:
         wait_until(lambda: "Ctrl-C" in said.read_text() or process.poll() is not None)
         assert said.read_text().splitlines() == [
-            f"  all experiments   http://127.0.0.1:{port}/#/experiments",
-            f"  this query set    http://127.0.0.1:{port}/#/experiments/1/runs",
-            f"  registered model  http://127.0.0.1:{port}/#/models/arms-router",
+            f"  all experiments   http://127.0.0.1:{port}/#/experiments{MODE}",
+            f"  this query set    http://127.0.0.1:{port}/#/experiments/1/runs{MODE}",
+            f"  registered model  http://127.0.0.1:{port}/#/models/arms-router{MODE}",
             "Ctrl-C ends it.",
         ]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
@@ -86,7 +87,7 @@ def test_server_of_others_is_named_and_none_is_started(recorded_tree: Tree, mlfl
     assert result.returncode == 0
     first, *pages = result.stdout.splitlines()
     assert first == "MLFLOW_TRACKING_URI names a server, which has the pages:"
-    assert pages[0] == f"  all experiments   {mlflow_server}/#/experiments"
+    assert pages[0] == f"  all experiments   {mlflow_server}/#/experiments{MODE}"
     assert pages[1].startswith(f"  this query set    {mlflow_server}/#/experiments/")
 
 
