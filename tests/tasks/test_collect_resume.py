@@ -339,4 +339,4 @@ def test_requests_at_once_and_a_minute_stay_under_their_limits(asking: AskingFol
     assert asking.collect().returncode == 0
     assert server.most_at_once <= 3
     times = [asked.at_s for asked in server.asked]
-    assert times[-1] - times[0] >= 11 * 0.1 - 0.05
+    assert times[-1] - times[0] >= 11 * 0.1 - 0.3  # a busy machine lets the first arrive late; unpaced it is 0.2
