@@ -25,7 +25,6 @@ from typing import Any
 
 from arms_model.answering import ServedRouter
 from arms_model.errors import ConfigError, DataError, StorageError
-from arms_model.history import Action
 from arms_model.registry import CHALLENGER, CHAMPION, Origin, Registry, Version
 from arms_model.served import load_served, save_served
 from tasks.common.files import read_json, write_json
@@ -195,14 +194,7 @@ def promote(*, number: int | None, why: str | None, force: bool, yes: bool) -> N
             f"{verdict.num_queries} queries"
         )
     confirm(f"make version {version.number} the champion", yes=yes or force)
-    move(registry, version, champion, why=reason, forced=force)
-
-
-def move(
-    registry: Registry, version: Version, champion: Version, *, why: str, forced: bool, action: Action = "promote"
-) -> None:
-    """Make `version` the champion and say so."""
-    entry = registry.promote(version, who=who(), when=now(), why=why, champion=champion, action=action, forced=forced)
+    entry = registry.promote(version, who=who(), when=now(), why=reason, champion=champion, forced=force)
     print(f"version {version.number} is the champion of {registry.model} now (entry {entry.number} of the history)")
 
 

@@ -193,7 +193,7 @@ def _data(inputs: CardInputs, limit: int) -> str:
     name = f"{wide.height} benchmarks" if wide.height > limit else "all"
     lines.append([name, *(f"{total.get(split, 0):,}" for split in SPLITS)])
     base, new = inputs.num_labels
-    text = f"Queries; {base:,} labels of base VLMs and {new:,} of new ones (exact match)."
+    text = f"Queries, with {base:,} labels of base VLMs and {new:,} of new ones."
     return text + "\n\n" + markdown(["benchmark", *SPLITS], lines)
 
 
