@@ -49,7 +49,8 @@ class IncrementalSettings:
     Attributes:
         replay_fraction: share of the base pool's training queries whose base labels are trained on too (beyond the
             paper, which takes none).
-        drop_unanswered: leave queries that no new VLM answers out of the new VLMs' training rows.
+        drop_unanswered: leave queries that no new VLM answers out of the new VLMs' training rows, and of those that are
+            replayed the queries that no base VLM answers.
         training: see `TrainingSettings`.
         calibration: see `CalibrationSettings`.
     """
@@ -101,15 +102,14 @@ def body() -> None:
         reason = f"pool 'new' has {num_new} VLMs and no labelled query in split train"
         logger.info("%s: nothing to learn", reason)
         return publish_nothing(STAGE, reason)
-    if settings.drop_unanswered:
-        hold_filtered(STAGE, queries["query_id"].to_list(), new_only, rows.numpy())
     with streamed(STAGE) as callbacks:
         base = load_router(Path("models/train_base"))
         inputs = frozen(trained_inputs(base, queries, labels.profiles))
         shown = incremental_labels(labels, queries["query_id"].to_list(), replay_fraction=settings.replay_fraction)
         dropped = np.setdiff1d(np.flatnonzero(splits == "train"), rows.numpy())
         shown[np.ix_(dropped, np.asarray(labels.pools) == "new")] = np.nan  # a replayed query must not bring them back
-        replayed = training_rows(np.where(np.isnan(new_only), shown, np.nan), splits, drop_unanswered=False)
+        replayable = np.where(np.isnan(new_only), shown, np.nan)
+        replayed = training_rows(replayable, splits, drop_unanswered=settings.drop_unanswered)
         data = TrainingData(
             question=inputs.question,
             picture=inputs.picture,
@@ -119,6 +119,8 @@ def body() -> None:
             validation=validation_rows(new_only, splits),
             groups=groups_of(queries, load_group_by()),
         )
+        if settings.drop_unanswered:
+            hold_filtered(STAGE, queries["query_id"].to_list(), shown, data.train.numpy())
         fitted = fit_router(
             dataclasses.replace(base.config, vlms=labels.vlms, profiles=labels.profiles),
             data,
