@@ -97,6 +97,8 @@ class Registry:
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
             "MLFLOW_UV_AUTO_DETECT": "false",  # else uv.lock of the current folder goes into every version
         }
+        for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")):
+            os.environ.setdefault(name, value)  # MLflow's own choice notices a server that is away after minutes
         try:
             from mlflow import MlflowClient
         except ImportError:
