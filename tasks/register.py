@@ -184,7 +184,7 @@ def promote(*, number: int | None, why: str | None, force: bool, yes: bool) -> N
             draws=settings.draws,
             seed=load_seed(),
         )
-        print("\n".join(verdict_lines(verdict, num_vlms=len(new.vlms))))
+        print("\n".join(verdict_lines(verdict, num_vlms=len({*old.vlms, *new.vlms}))))
         if verdict.decision != "promote":
             raise DataError(f"{verdict.decision}: version {champion.number} stays the champion.")
         difference = verdict.difference

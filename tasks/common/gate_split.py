@@ -1,7 +1,8 @@
 """Challenger against champion on the queries of split `gate`: scored anew, with today's labels and the kept vectors.
 
-Both choose among the challenger's VLMs, and among those only where a query has a label. The rule and its numbers are
-`arms_model.promotion`; what is said about them is here.
+Each chooses among all VLMs that it knows, where a query has a label: what a version gains by knowing more VLMs counts,
+and so does what it loses by knowing fewer. The rule and its numbers are `arms_model.promotion`; what is said about them
+is here.
 """
 
 from dataclasses import dataclass
@@ -61,13 +62,12 @@ def load_gate_split(group_by: str) -> GateSplit:
     )
 
 
-def outcomes_on(gate: GateSplit, served: ServedRouter, space: tuple[str, ...]) -> NDArray[np.float64]:
+def outcomes_on(gate: GateSplit, served: ServedRouter) -> NDArray[np.float64]:
     """Whether the VLM that a served router chooses is right.
 
     Args:
         gate: the queries.
-        served: the router.
-        space: the VLMs that may be chosen, where they are labelled and the router knows them.
+        served: the router; it chooses among the VLMs that it knows, where they are labelled.
 
     Returns:
         (N,) float64 in {0, 1}; NaN without a candidate.
@@ -75,7 +75,7 @@ def outcomes_on(gate: GateSplit, served: ServedRouter, space: tuple[str, ...]) -
     confidences = served.confidences([router_vectors(router, gate.queries) for router in served.routers])
     correct = np.full(confidences.shape, np.nan, dtype=np.float32)
     for column, vlm in enumerate(served.vlms):
-        if vlm in space and vlm in gate.vlms:
+        if vlm in gate.vlms:
             correct[:, column] = gate.correct[:, gate.vlms.index(vlm)]
     return outcomes(correct, served.choose(confidences, ~np.isnan(correct)).column)
 
@@ -91,10 +91,9 @@ def judge(
     seed: int,
 ) -> Verdict:
     """Hold the challenger against the champion; see `arms_model.promotion.compare`."""
-    space = challenger.vlms
     return compare(
-        outcomes_on(gate, champion, space),
-        outcomes_on(gate, challenger, space),
+        outcomes_on(gate, champion),
+        outcomes_on(gate, challenger),
         groups=gate.groups,
         benchmarks=np.asarray(gate.queries["benchmark"].to_list(), dtype=np.str_),
         margin=margin,
@@ -109,7 +108,7 @@ def verdict_lines(verdict: Verdict, *, num_vlms: int) -> list[str]:
 
     Args:
         verdict: of `judge`.
-        num_vlms: of the challenger: what a further query costs in labels.
+        num_vlms: of the two together: what a further query costs in labels.
     """
     difference = verdict.difference
     lines = [
@@ -125,6 +124,8 @@ def verdict_lines(verdict: Verdict, *, num_vlms: int) -> list[str]:
         lines.append(verdict.reason)
     if verdict.needed is not None:
         labels = f"{verdict.needed * num_vlms:,} labels for {num_vlms} VLMs"
-        outcome = f"{verdict.direction} it, if the difference stays as it is" if verdict.direction else "be enough"
-        lines.append(f"about {verdict.needed:,} further labelled queries ({labels}) would {outcome}")
+        outcome = "before an interval can be given"
+        if verdict.direction:
+            outcome = f"would {verdict.direction} it, if the difference stays as it is"
+        lines.append(f"about {verdict.needed:,} further labelled queries ({labels}) {outcome}")
     return lines

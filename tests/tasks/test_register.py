@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import textwrap
@@ -48,7 +49,9 @@ def registered_tree(finished_tree: Tree, tmp_path_factory: pytest.TempPathFactor
     The store's artifacts stay in this folder, wherever its database is copied to.
     """
     folder = tmp_path_factory.mktemp("registered") / "tree"
-    shutil.copytree(finished_tree.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow", "cache"))
+    shutil.copytree(
+        finished_tree.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow", "cache", "registry")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -215,6 +218,17 @@ def test_worse_challenger_is_refused(tree: Tree, capsys: pytest.CaptureFixture[s
     assert len(registry().history().entries) == 1
 
 
+def test_router_that_knows_fewer_vlms_does_not_replace_a_better_cascade(
+    tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promote(number=STRATEGIES.index("base + independent") + 1, force=True, why="try it")
+    client().set_registered_model_alias(MODEL, "challenger", "1")
+    fake_labels(tree, lambda number: "champion")
+    with pytest.raises(DataError, match="refuse: version 3 stays the champion"):
+        promote()
+    assert registry().find("champion").number == 3
+
+
 def test_inconclusive_comparison_says_what_would_decide_it(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
     fake_labels(tree, lambda number: ("champion", "challenger")[number // 3 % 2])
     with pytest.raises(DataError, match="inconclusive: version 1 stays the champion"):
@@ -352,9 +366,11 @@ def test_outcomes_on_the_gate_say_whether_the_chosen_vlm_is_right(tree: Tree) ->
     fake_labels(tree, lambda number: "champion")
     gate = load_gate_split("image_group")
     champion, challenger = registry().load("champion"), registry().load("challenger")
-    assert outcomes_on(gate, champion, champion.vlms).tolist() == [1.0] * 90
-    assert 0 < outcomes_on(gate, challenger, challenger.vlms).mean() < 1
-    assert np.isnan(outcomes_on(gate, champion, ("toy-big",))).all()  # it knows none of the space
+    assert outcomes_on(gate, champion).tolist() == [1.0] * 90
+    assert 0 < outcomes_on(gate, challenger).mean() < 1
+    column = gate.vlms.index("toy-big")
+    unknown = dataclasses.replace(gate, vlms=("toy-big",), correct=gate.correct[:, [column]])
+    assert np.isnan(outcomes_on(unknown, champion)).all()  # it knows none of what is labelled
 
 
 @pytest.mark.parametrize("stands", [True, False], ids=["store stands", "no store yet"])
