@@ -11,6 +11,8 @@ PACKAGES = (
     "numpy", "open-clip-torch", "polars", "safetensors", "scikit-learn", "timm", "torch", "transformers", "dvc",
     "great-expectations", "mlflow",
 )  # fmt: skip
+# written by DVC itself in every run: what is recorded is made from code and params, not from these
+_OF_DVC = (":(exclude)dvc.lock", ":(exclude).dvc")
 _TIMEOUT_S = 20
 
 
@@ -35,13 +37,14 @@ def git_state() -> dict[str, str]:
     """The checkout around the current folder; a workspace lies inside one.
 
     Returns:
-        `commit` (or why there is none) and `dirty`: yes, no or unknown. What git ignores makes nothing dirty.
+        `commit` (or why there is none) and `dirty`: yes, no or unknown. What git ignores makes nothing dirty, nor what
+        DVC writes: `dvc.lock` and its folder `.dvc`.
     """
     commit = _output("git", "rev-parse", "HEAD")
     if not commit:
         return {"commit": "none: no git checkout, or one without a commit", "dirty": "unknown"}
     top = _output("git", "rev-parse", "--show-toplevel")
-    changes = _output("git", "-C", top or ".", "status", "--porcelain")
+    changes = _output("git", "-C", top or ".", "status", "--porcelain", "--", ".", *_OF_DVC)
     return {"commit": commit, "dirty": "unknown" if changes is None else "yes" if changes else "no"}
 
 

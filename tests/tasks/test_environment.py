@@ -40,6 +40,22 @@ def test_changed_and_new_files_make_it_dirty(checkout: Path) -> None:
     assert git_state()["dirty"] == "yes"
 
 
+def test_what_dvc_writes_makes_nothing_dirty(checkout: Path) -> None:
+    Path(".dvc").mkdir()
+    for name in ("dvc.lock", ".dvc/.gitignore"):
+        Path(name).touch()
+    assert git_state()["dirty"] == "no"
+    _git("add", ".")
+    _git("commit", "-q", "-m", "with DVC")
+    Path("dvc.lock").write_text("of the next run\n")
+    assert git_state()["dirty"] == "no"
+    Path("new.py").touch()
+    assert git_state()["dirty"] == "yes"
+    Path("new.py").unlink()
+    Path("code.py").write_text("two\n")
+    assert git_state()["dirty"] == "yes"
+
+
 def test_workspace_has_the_state_of_the_checkout_around_it(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path("workspaces/toy")
     folder.mkdir(parents=True)
