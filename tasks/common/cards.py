@@ -42,6 +42,7 @@ class CardInputs:
         num_labels: of base and new VLMs.
         data: the hash of the data.
         commit: of the code.
+        is_recorded_later: whether the commit is that of the recording, which came after the run.
         is_sandbox: whether the VLMs are the sandbox's.
     """
 
@@ -53,6 +54,7 @@ class CardInputs:
     num_labels: tuple[int, int]
     data: str
     commit: str
+    is_recorded_later: bool
     is_sandbox: bool
 
 
@@ -88,10 +90,11 @@ def _card(inputs: CardInputs, limit: int) -> str:
     entry = inputs.entry
     tau = "" if entry["tau"] is None else f", tau {entry['tau']:g}"
     commit = inputs.commit[:12] if re.fullmatch("[0-9a-f]{40,64}", inputs.commit) else "unknown"
+    code = "recorded at commit" if inputs.is_recorded_later else "code"
     sections = [
         f"# ARMS router: {entry['strategy']}{tau}",
         f"Chooses, for a question about a picture, which of {len(inputs.served.vlms)} vision-language models (VLMs) to "
-        f"ask. {_WHAT.get(entry['strategy'], '')} Digest `{inputs.served.digest[:12]}`, code `{commit}`, data "
+        f"ask. {_WHAT.get(entry['strategy'], '')} Digest `{inputs.served.digest[:12]}`, {code} `{commit}`, data "
         f"`{inputs.data}`.",
     ]
     if inputs.is_sandbox:

@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,11 @@ def version_notes(
         entry: of `cascade_eval/selection.json`.
         served: what is served.
         model: its name in the registry.
-        run_tags: of the run that made it: the commit it was made from.
+        run_tags: of the run that made it: the commit, and whether that is of the run or of its recording.
     """
     table = pl.read_csv(Path(EVALUATION) / "table.csv", infer_schema_length=None)
-    data = json.dumps(StageFiles().of_outputs(EVALUATION).data, sort_keys=True)
-    data_hash = hashlib.sha256(data.encode()).hexdigest()[:16]
-    commit = run_tags.get("arms.git_commit", "unknown")
+    data = data_hash(entry["routers"])
+    commit, recorded_by = (run_tags.get(f"arms.{name}", "unknown") for name in ("git_commit", "recorded_by"))
     queries = load_queries()
     counts = pl.DataFrame({"benchmark": queries["benchmark"], "split": load_splits(queries)})
     base, new = (read_table(Path(f"label/{pool}.parquet"), "label").height for pool in ("base", "new"))
@@ -63,8 +62,9 @@ def version_notes(
             table=table,
             counts=counts.group_by("benchmark", "split").len(),
             num_labels=(base, new),
-            data=data_hash,
+            data=data,
             commit=commit,
+            is_recorded_later=recorded_by == "register",
             is_sandbox=raw_section("queries").get("source") == "sandbox",
         )
     )
@@ -73,12 +73,31 @@ def version_notes(
         "arms.vlms": ", ".join(served.vlms),
         "arms.num_vlms": str(len(served.vlms)),
         "arms.routers": ", ".join(entry["routers"]),
-        "arms.data": data_hash,
+        "arms.data": data,
         "arms.git_commit": commit,
         "arms.git_dirty": run_tags.get("arms.git_dirty", "unknown"),
+        "arms.recorded_by": recorded_by,
         **em_tags(entry, table),
     }
     return VersionNotes(tags=tags, card=card, requirements=requirements_of(served))
+
+
+def data_hash(stages: Sequence[str]) -> str:
+    """16 hexadecimal digits that name the data some routers were trained on.
+
+    These are queries, split and vectors, labels and profiles of the pools that the routers learned; neither params nor
+    the routers themselves, so that another learning rate has the same data.
+
+    Args:
+        stages: that trained them.
+
+    Raises:
+        DataError: an output of theirs is missing.
+    """
+    files = StageFiles()
+    read = {path: md5 for stage in stages for path, md5 in files.of_outputs(stage).data.items()}
+    data = {path: md5 for path, md5 in read.items() if not path.startswith("models/")}
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def em_tags(entry: dict[str, Any], table: pl.DataFrame) -> dict[str, str]:

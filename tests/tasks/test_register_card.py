@@ -10,7 +10,9 @@ import pytest
 from arms_model.answering import ServedRouter
 from arms_model.served import load_served, save_served
 from tasks.common.cards import MAX_CARD, CardInputs, model_card
+from tasks.common.version_notes import data_hash
 from tests.arms_model.toys import save_toy_cascade, save_toy_router, trained
+from tests.conftest import Tree
 
 METHOD = "ARMS base + independent, tau 0.6"
 ENTRY = {
@@ -44,7 +46,7 @@ def card(served: ServedRouter, frame: pl.DataFrame, **changes: Any) -> str:
     counts = pl.DataFrame({"benchmark": ["one", "two", "one"], "split": ["train", "gate", "test_id"], "len": [7, 5, 3]})
     inputs = CardInputs(
         model="arms-router", entry=ENTRY, served=served, table=frame, counts=counts, num_labels=(1200, 340),
-        data="0123456789abcdef", commit="a" * 40, is_sandbox=False,
+        data="0123456789abcdef", commit="a" * 40, is_recorded_later=False, is_sandbox=False,
     )  # fmt: skip
     return model_card(dataclasses.replace(inputs, **changes))
 
@@ -97,6 +99,36 @@ def test_sandbox_claims_nothing_about_real_vlms(served: ServedRouter) -> None:
 
 def test_commit_that_is_none_is_unknown(served: ServedRouter) -> None:
     assert "code `unknown`" in card(served, table(row(METHOD)), commit="none: no git checkout")
+
+
+def test_commit_of_the_recording_is_not_said_to_be_the_codes(served: ServedRouter) -> None:
+    text = card(served, table(row(METHOD)), is_recorded_later=True)
+    assert f"recorded at commit `{'a' * 12}`, data" in text
+    assert "code `" not in text
+
+
+def test_data_hash_names_the_data_of_the_pools_that_were_learned_and_nothing_else(
+    copied_tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copied_tree.folder)
+
+    def hashes() -> list[str]:
+        return [data_hash(stages) for stages in (["train_base"], ["train_base", "train_independent"])]
+
+    before = hashes()
+    assert len(set(before)) == 2
+    params = copied_tree.params()
+    params["train_base"]["training"]["learning_rate"] = 0.001
+    copied_tree.write_params(params)
+    for stage in ("train_base", "train_independent"):
+        (copied_tree.folder / f"models/{stage}/config.json").write_text("{}")  # another router
+    assert hashes() == before
+    (copied_tree.folder / "dvc.lock").unlink()  # then what stands on disk counts
+    path = copied_tree.folder / "label/new.parquet"
+    pl.read_parquet(path).head(20).write_parquet(path)
+    after = hashes()
+    assert after[0] == before[0]
+    assert after[1] != before[1]
 
 
 def test_card_of_a_base_router_is_read_from_the_base_pool(served: ServedRouter) -> None:
