@@ -12,12 +12,14 @@ mean on a boundary no number would.
 
 **Decision**: with fewer than `MIN_GROUPS` groups of queries, or a benchmark of one group, the verdict is inconclusive
 whatever the interval says: the bootstrap draws from what it has seen, and from few groups its interval is too narrow
-(of two versions that never differed it has no width at all).
+(of two versions that never differed it has no width at all). Such a verdict says how many further queries there would
+have to be before an interval can be given; what it would then decide, nobody knows.
 
 It knows numbers only: neither routers nor where labels come from.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -46,7 +48,8 @@ class Verdict:
         num_groups: what was resampled.
         level: of the interval.
         margin: what a challenger may lose.
-        needed: of an inconclusive one: further queries after which it would be decided; None where no number would.
+        needed: of an inconclusive one: further queries after which it would be decided, or, without a direction, after
+            which an interval can be given; None where no number would do.
         direction: what they would decide; None where that cannot be said.
         reason: why it is inconclusive for another cause than the width of the interval; "" else.
     """
@@ -113,9 +116,9 @@ def compare(
         bootstrap.difference(1, 0, level=level),
         champion_em=bootstrap.interval(0, level=level).mean,
         challenger_em=bootstrap.interval(1, level=level).mean,
-        num_queries=int(both.sum()),
         num_left_out=int((~both).sum()),
         num_groups=dict(zip(bootstrap.benchmarks, bootstrap.num_groups.tolist(), strict=True)),
+        num_queries_of=Counter(benchmarks[both].tolist()),
         margin=margin,
         level=level,
     )
@@ -126,18 +129,18 @@ def decide(
     *,
     champion_em: float,
     challenger_em: float,
-    num_queries: int,
     num_left_out: int,
     num_groups: Mapping[str, int],
+    num_queries_of: Mapping[str, int],
     margin: float,
     level: float,
 ) -> Verdict:
-    """The rule itself; see `Verdict` for the arguments; `num_groups` is by benchmark."""
+    """The rule itself; see `Verdict` for the arguments; `num_groups` and `num_queries_of` are by benchmark."""
     decision: Decision = "inconclusive"
-    total = sum(num_groups.values())
+    total, num_queries = sum(num_groups.values()), sum(num_queries_of.values())
     needed, direction, reason = None, None, _too_few(num_groups)
     if reason:
-        needed = max(1, math.ceil(num_queries * MIN_GROUPS / total) - num_queries)
+        needed = _until_interval(num_groups, num_queries_of)
     elif difference.high < 0:
         decision = "refuse"
     elif difference.low > -margin:
@@ -166,6 +169,17 @@ def _too_few(num_groups: Mapping[str, int]) -> str:
         return f"{total} groups of queries are too few for an interval, expected at least {MIN_GROUPS}"
     alone = [name for name, number in num_groups.items() if number < 2]
     return f"one group of queries says nothing of the spread on benchmark {', '.join(alone)}" if alone else ""
+
+
+def _until_interval(num_groups: Mapping[str, int], num_queries_of: Mapping[str, int]) -> int:
+    """Further queries until there are groups enough: a second one for each benchmark of one, and `MIN_GROUPS` in all.
+
+    A group is taken to be as large as those of its benchmark, and one of any benchmark as large as all on average.
+    """
+    alone = [name for name, number in num_groups.items() if number < 2]
+    total = sum(num_groups.values())
+    others = max(0, MIN_GROUPS - total - len(alone))
+    return sum(num_queries_of[name] for name in alone) + math.ceil(others * sum(num_queries_of.values()) / total)
 
 
 def _what_would_decide(

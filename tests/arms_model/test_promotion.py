@@ -15,9 +15,9 @@ def verdict(low: float, mean: float, high: float, *, margin: float = 0.01, num_q
         Interval(mean=mean, low=low, high=high),
         champion_em=0.5,
         challenger_em=0.5 + mean,
-        num_queries=num_queries,
         num_left_out=0,
         num_groups={"one": 50},
+        num_queries_of={"one": num_queries},
         margin=margin,
         level=0.95,
     )
@@ -124,6 +124,32 @@ def test_benchmark_of_one_group_is_inconclusive() -> None:
     assert (found.decision, found.num_groups) == ("inconclusive", 16)
     found = make([1, 1] * 30, [1, 1] + [1, NAN] * 29)
     assert found.reason == "one group of queries says nothing of the spread on benchmark two"
+    assert (found.needed, found.direction) == (1, None)  # each group is one query: a second one
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "num_queries_of", "needed"),
+    [
+        ({"one": 10, "two": 5}, {"one": 40, "two": 20}, 20),  # five groups of four queries
+        ({"one": 30, "two": 1}, {"one": 30, "two": 7}, 7),  # enough in all, but a second group of seven for `two`
+        ({"one": 30, "two": 1, "three": 1}, {"one": 30, "two": 7, "three": 2}, 9),
+        ({"one": 10, "two": 1}, {"one": 20, "two": 13}, 37),  # 13 for `two`, and eight groups of three
+    ],
+)
+def test_needed_until_an_interval_is_counted_by_benchmark(
+    num_groups: dict[str, int], num_queries_of: dict[str, int], needed: int
+) -> None:
+    found = decide(
+        Interval(mean=0, low=0, high=0),
+        champion_em=0.5,
+        challenger_em=0.5,
+        num_left_out=0,
+        num_groups=num_groups,
+        num_queries_of=num_queries_of,
+        margin=0.01,
+        level=0.95,
+    )
+    assert (found.decision, found.needed, found.direction) == ("inconclusive", needed, None)
 
 
 @pytest.mark.parametrize(("name", "value"), [("margin", -0.1), ("margin", NAN), ("level", 1.0), ("level", 0.0)])
