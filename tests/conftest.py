@@ -185,7 +185,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """The URI of a PostgreSQL database, shared likewise; skipped where PostgreSQL 15 is not installed."""
+    """The URI of a PostgreSQL database, shared likewise; skipped where PostgreSQL is not installed."""
     folder = tempfile.mkdtemp(prefix="arms-postgres-")  # not pytest's own folder: the user `postgres` may not enter it
     try:
         with postgres_cluster(Path(folder)) as uri:

@@ -13,13 +13,13 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file, save
 
+from tests.browsers import CHROMIUM, needs_chromium
 from tests.conftest import Tree, write_recorded, write_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 STAGES = ("queries", "profiles", "collect", "label", "split", "embed")
-CHROMIUM = Path("/usr/bin/chromium")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_missing_pairs_of_an_endpoint_are_refused_before_anybody_is_asked(tree: 
     assert "gates.collect.missing_pairs is for gaps in recorded answers" in result.stderr
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}")
+@needs_chromium
 def test_pages_of_a_failing_gate_open_in_a_browser_and_name_the_row(tree: Tree) -> None:
     from playwright.sync_api import sync_playwright
 

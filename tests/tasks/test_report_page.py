@@ -7,7 +7,6 @@ keeps an event loop running, which tests of other modules could not bear beside 
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,12 @@ import polars as pl
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.browsers import CHROMIUM, needs_chromium
+
 if TYPE_CHECKING:
     from tests.conftest import Tree
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: apt-get install chromium")
+pytestmark = needs_chromium
 
 HOSTILE = (
     '<script>window.hacked=1</script><img src=x onerror="window.hacked=1">"\'><svg onload="window.hacked=1">'
@@ -120,10 +118,10 @@ def test_every_figure_is_seen_and_has_words(opened: Opened, finished_tree: Tree)
 def test_words_of_the_figures_are_large_enough_to_read_on_a_phone(opened: Opened, finished_tree: Tree) -> None:
     page, _ = opened(finished_tree, width=390)
     heights = page.evaluate(
-        "[...document.querySelectorAll('figure svg text')].map(text => text.getScreenCTM().a * "
-        "parseFloat(getComputedStyle(text).fontSize) || 10)"
+        "[...document.querySelectorAll('figure svg text')].map(text => [text.getScreenCTM(), text]).map("
+        "([on, text]) => Math.hypot(on.a, on.b) * parseFloat(getComputedStyle(text).fontSize))"  # turned or not
     )
-    assert min(abs(height) for height in heights if height) >= 7
+    assert min(heights) >= 7
 
 
 def test_pictures_are_there_with_words(opened: Opened, finished_tree: Tree) -> None:
