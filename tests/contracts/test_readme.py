@@ -1,9 +1,15 @@
-"""What README and CONTRIBUTING tell people to type exists."""
+"""What README and CONTRIBUTING tell people to type exists, and the Python in them that loads a router runs."""
+
+from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Tree
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -21,3 +27,12 @@ def test_make_verbs_that_a_text_names_exist(path: Path) -> None:
     targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = set(re.findall(r"`make ([\w-]+)`|^ {4}make ([\w-]+)", path.read_text(), flags=re.MULTILINE))
     assert {first or second for first, second in named} <= targets
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/registry.md"])
+def test_python_that_loads_a_router_runs_after_a_finished_run(copied_tree: Tree, name: str) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
+    assert blocks
+    result = copied_tree.run("python", "-c", "".join(blocks))
+    assert result.returncode == 0, result.stderr
+    assert "toy-" in result.stdout  # a VLM of the tree
