@@ -21,7 +21,7 @@ from tasks.common.report.labels import place_labels
 
 ROUTER_NAMES = {"base": "Base router", "incremental": "Incremental router", "independent": "Independent router"}
 _KINDS = {  # marker, colour, whether it is filled, name in the legend
-    "picked": ("D", drawing.VERMILION, True, "ARMS, picked on held-out queries"),
+    "picked": ("D", drawing.VERMILION, True, "ARMS, put forward (challenger)"),
     "router": ("o", drawing.BLUE, True, "ARMS, other ways to serve"),
     "baseline": ("s", MUTED, False, "baseline"),
     "limit": ("*", INK, True, "oracle (the limit)"),
@@ -347,7 +347,7 @@ def _plane_legend(rows: Sequence[dict[str, object]]) -> list[Line2D]:
 
     handles = []
     if "router" in kinds:
-        handles.append(_handle("D", drawing.VERMILION, True, "ARMS, as served"))
+        handles.append(_handle("D", drawing.VERMILION, True, "ARMS, put forward (challenger)"))
     if "curve" in kinds:
         handles.append(_handle(".", drawing.VERMILION, True, "ARMS, giving up EM for cost", line="-"))
     for source, (marker, is_filled) in _PRICES.items():

@@ -3,14 +3,13 @@
 A figure that has nothing to show gives an empty frame with the same columns, so that its file is there always.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from arms_model.evaluation import MACRO, ORACLE, RANDOM
+from arms_model.evaluation import MACRO, RANDOM
 from arms_model.metrics import oracle_outcomes, outcomes, random_outcomes
 from tasks.common.report.inputs import SPLITS, TEST_SPLITS, Inputs
 from tasks.common.strategies import Choice
@@ -259,21 +258,6 @@ def _hindsight(scored: NDArray[np.float32]) -> tuple[float | None, int | None]:
     return float(means[column]), column
 
 
-def per_benchmark(table: pl.DataFrame, methods: Sequence[str]) -> tuple[list[str], list[dict[str, float | None]]]:
-    """EM per benchmark of one pool's table.
-
-    Args:
-        table: rows of one split and pool.
-        methods: which, in this order.
-
-    Returns:
-        Benchmarks, and per method EM by benchmark.
-    """
-    benchmarks = sorted(set(table["benchmark"].to_list()) - {MACRO})
-    em = {(row["method"], row["benchmark"]): row["em"] for row in table.iter_rows(named=True)}
-    return benchmarks, [{name: em.get((method, name)) for name in benchmarks} for method in methods]
-
-
 @dataclass(frozen=True, kw_only=True)
 class DatasetRow:
     """A line of the paper's Table 2: a test scenario and pool, and how many queries it holds in each split."""
@@ -317,9 +301,3 @@ def benchmark_table(inputs: Inputs) -> pl.DataFrame:
         )
         .sort("benchmark")
     )
-
-
-def limits(table: pl.DataFrame) -> dict[str, float]:
-    """Macro EM of the oracle and of a random choice in one pool's table."""
-    macro = table.filter((pl.col("benchmark") == MACRO) & pl.col("method").is_in([ORACLE, RANDOM]))
-    return dict(macro.select("method", "em").iter_rows())
