@@ -27,6 +27,7 @@ from arms_model.errors import ArmsError, ConfigError, DataError, StorageError
 from arms_model.history import Action, Entry, History, checked_why, read_history
 from arms_model.logged_model import FILES, INSIDE, download, expected_files, save_pyfunc
 from arms_model.served import check_files, load_served
+from arms_model.uris import hidden, shown_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 DIGEST, STRATEGY = "arms.digest", "arms.strategy"
@@ -383,19 +384,9 @@ class Registry:
         except Exception as error:
             if not type(error).__module__.startswith(("mlflow", "requests", "urllib3", "sqlalchemy")):
                 raise
-            reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            text = hidden(str(error), self._uri).strip() or type(error).__name__
             raise StoreError(
-                f"MLflow at {shown_uri(self._uri)} does not do what is asked ({hidden(reason, self._uri)}); start it, "
+                f"MLflow at {shown_uri(self._uri)} does not do what is asked ({text.splitlines()[0][:300]}); start it, "
                 "or set MLFLOW_TRACKING_URI to one that runs, and run the same command again: nothing is registered "
                 "twice."
             ) from None
-
-
-def shown_uri(uri: str) -> str:
-    """`uri` without user and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
-def hidden(text: str, uri: str) -> str:
-    """`text` without the user and password that `uri` holds."""
-    return re.sub(r"//[^/@\s]*@", "//", text.replace(uri, shown_uri(uri)))

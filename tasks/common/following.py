@@ -8,6 +8,8 @@ leaves word for the stage: how many epochs are recorded, and what the problem is
 and dies with it.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import ctypes
@@ -17,13 +19,17 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from arms_model.errors import ArmsError
+from arms_model.uris import shown_uri
 from tasks.common.files import write_json
 from tasks.common.run_contents import RunContent, curve_points, data_tags, shown_params
 from tasks.common.stage_inputs import StageFiles
 from tasks.common.tracking import (
+    experiment_name,
     find_or_make_experiment,
     find_or_make_run,
     log_missing,
@@ -31,7 +37,6 @@ from tasks.common.tracking import (
     open_client,
     problem_text,
     recorded_epochs,
-    shown_uri,
     tracking_uri,
 )
 
@@ -42,21 +47,50 @@ _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 log = logging.getLogger(__name__)
 
 
-class Recorder:
-    """The run of one stage in MLflow.
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What a training started from. Files may be edited while it runs, and MLflow may be away until then.
 
-    Args:
+    Attributes:
         stage: its name.
+        experiment: the query set's name in MLflow.
+        key: of the run.
+        content: params and tags.
     """
 
-    def __init__(self, stage: str) -> None:
+    stage: str
+    experiment: str
+    key: str
+    content: RunContent
+
+    @classmethod
+    def now(cls, stage: str) -> Started:
+        """Read it from the files as they are.
+
+        Raises:
+            ConfigError, DataError: they are not what a training can start from.
+        """
         inputs = StageFiles().while_running(stage)
-        uri = tracking_uri()
+        content = RunContent(params=shown_params(stage, inputs.params), tags=data_tags(inputs))
+        return cls(stage=stage, experiment=experiment_name(), key=inputs.key, content=content)
+
+
+class Recorder:
+    """The run of one training in MLflow.
+
+    Args:
+        started: what the training started from.
+        uri: MLflow's tracking URI.
+    """
+
+    def __init__(self, started: Started, uri: str) -> None:
         with one_at_a_time():
             self._client = open_client(uri)
-            experiment = find_or_make_experiment(self._client, uri)
-            run = find_or_make_run(self._client, experiment, inputs.key, name=stage, kind="training", by="training")
-        log_missing(self._client, run, RunContent(params=shown_params(stage, inputs.params), tags=data_tags(inputs)))
+            experiment = find_or_make_experiment(self._client, uri, started.experiment)
+            run = find_or_make_run(
+                self._client, experiment, started.key, name=started.stage, kind="training", by="training"
+            )
+        log_missing(self._client, run, started.content)
         self._run = run
         self._is_finished = run.info.status == "FINISHED"  # the same training again, forced: its record stands
         self._epochs: dict[str, set[int]] = {}
@@ -88,6 +122,7 @@ class Recorder:
 
 def follow(stage: str, lines: Path, state: Path, *, parent: int) -> None:
     """Carry the journal of `stage` to MLflow until its end stands there, or the parent is gone."""
+    started: Started | None = None
     recorder: Recorder | None = None
     num_recorded: int | None = None  # nothing was tried yet
     waiting: list[dict[str, Any]] = []
@@ -98,15 +133,15 @@ def follow(stage: str, lines: Path, state: Path, *, parent: int) -> None:
             ended = next((record["end"] for record in waiting if "end" in record), None)
             if waiting or num_recorded is None:
                 try:
-                    recorder = recorder or Recorder(stage)
+                    started = started or Started.now(stage)  # once: a second look might see an edited file
+                    recorder = recorder or Recorder(started, tracking_uri())
                     recorder.log(epochs)
                     if ended:
                         recorder.end(ended)
                 except Exception as error:  # whatever it is: the stage says it, and trains on
                     log.exception("%d epochs wait", len(epochs))
                     recorder = None  # a server that is back may have lost what was there before
-                    problem = f"{shown_uri(tracking_uri())}: {problem_text(error)}"
-                    write_json(state, {"num_recorded": num_recorded or 0, "problem": problem})
+                    write_json(state, {"num_recorded": num_recorded or 0, "problem": _problem(error)})
                     _wait(RETRY_S, parent=parent)
                     continue
                 num_recorded, waiting = (num_recorded or 0) + len(epochs), []
@@ -114,6 +149,14 @@ def follow(stage: str, lines: Path, state: Path, *, parent: int) -> None:
             if ended:
                 return
             _wait(POLL_S, parent=parent)
+
+
+def _problem(error: Exception) -> str:
+    """What the stage is to say."""
+    if isinstance(error, ArmsError):  # in words already, e.g. that MLFLOW_TRACKING_URI is no store's
+        return str(error).rstrip(".")
+    uri = tracking_uri()
+    return f"{shown_uri(uri)}: {problem_text(error, uri)}"
 
 
 def _wait(seconds: float, *, parent: int) -> None:

@@ -25,6 +25,7 @@ MAX_METRICS = 30
 MAX_TEXT = 5000  # MLflow's limits are 6000 for a param and 8000 for a tag
 _SHOWN_OF_VLM = ("pool", "usd_per_mtok_in", "usd_per_mtok_out")
 _FIGURES = (".svg", ".png")
+_PATH = re.compile(r"/|~|file:|[A-Za-z]:[/\\]")  # absolute, or below somebody's home
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +192,17 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _flat(f"{name}.{key}" if name else str(key), inner)
     else:
+        value = _without_folders(value)
         yield name, value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _without_folders(value: Any) -> Any:
+    """Of paths on this machine their last part, e.g. of the folder of an encoder's weights."""
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    if isinstance(value, str) and _PATH.match(value):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -27,7 +26,8 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
-from arms_model.errors import EndpointError
+from arms_model.errors import ConfigError, EndpointError
+from arms_model.uris import hidden, shown_uri
 from tasks.common.environment import environment, git_state
 from tasks.common.files import written_whole
 from tasks.common.params import raw_section
@@ -45,6 +45,7 @@ LOCK = Path(".arms/tracking/lock")
 QUERIES = Path("queries/queries.parquet")
 PARENT = "mlflow.parentRunId"
 FILES = "arms.files"  # tag: name -> hash of each artifact that we put there
+TAKEN = ("http://", "https://", "sqlite:///", "postgresql+psycopg2://")
 _TIMEOUT_S, _NUM_RETRIES = 10, 1
 log = logging.getLogger(__name__)
 
@@ -65,15 +66,30 @@ class RecordedRuns:
 
 
 def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, else an SQLite file of this tree."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(STORE / 'mlflow.db').absolute()}"
+    """`MLFLOW_TRACKING_URI`, else an SQLite file of this tree.
 
-
-def shown_uri(uri: str) -> str:
-    """A tracking URI for people: without user, password and query."""
-    parts = urlsplit(uri)
-    host = f"{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
-    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme else uri
+    Raises:
+        ConfigError: it names no store that is spoken to here.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return f"sqlite:///{(STORE / 'mlflow.db').absolute()}"
+    try:
+        parts = urlsplit(uri)
+        # PostgreSQL's host may stand in the query, or be this machine's socket
+        names_place = parts.port != 0 and bool(parts.hostname or parts.scheme == "postgresql+psycopg2")
+    except ValueError:  # a port that is no number
+        names_place = False
+    if uri.startswith("sqlite:///"):
+        names_place = uri.partition("?")[0] != "sqlite:///"  # that is one in memory
+    if names_place and uri.startswith(TAKEN):
+        return uri
+    raise ConfigError(
+        f"MLFLOW_TRACKING_URI: '{shown_uri(uri)}' is no store that can be used here; write http://host:port or "
+        "https://host (an MLflow server), postgresql+psycopg2://user:password@host/database, or "
+        "sqlite:////folder/mlflow.db; unset, it is a file under .arms/mlflow. Other stores need drivers or MLflow "
+        "plugins that are not installed here: run an MLflow server over them, and name that."
+    )
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -101,6 +117,7 @@ def _prepare() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_TIMEOUT_S))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(_NUM_RETRIES))
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # else each retry is told, in its own words
 
 
 def is_server(uri: str) -> bool:
@@ -126,7 +143,7 @@ def _knock(uri: str) -> None:
     """Connect to a database once with a short time-out: MLflow itself tries for minutes."""
     import sqlalchemy
 
-    options = {"connect_timeout": _TIMEOUT_S} if uri.startswith(("postgresql", "mysql")) else {}
+    options = {"connect_timeout": _TIMEOUT_S} if uri.startswith("postgresql") else {}
     engine = sqlalchemy.create_engine(uri, connect_args=options)
     try:
         engine.connect().close()
@@ -134,9 +151,9 @@ def _knock(uri: str) -> None:
         engine.dispose()
 
 
-def problem_text(error: Exception) -> str:
-    """Why MLflow did not do what was asked, in one line that gives no password away."""
-    text = " ".join(str(error).split()) or type(error).__name__
+def problem_text(error: Exception, uri: str) -> str:
+    """Why MLflow at `uri` did not do what was asked, in one line that gives no password away."""
+    text = " ".join(hidden(str(error), uri).split()) or type(error).__name__
     for sign, meaning in (
         ("Connection refused", "nothing listens there (connection refused)"),
         ("timed out", "no answer within the time-out"),
@@ -145,7 +162,7 @@ def problem_text(error: Exception) -> str:
     ):
         if sign.lower() in text.lower():
             return meaning
-    return re.sub(r"://[^/@\s]+@", "://", text)[:300]
+    return text[:300]
 
 
 @contextlib.contextmanager
@@ -164,8 +181,8 @@ def speaking_with(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
         raise EndpointError(
-            f"MLflow at {shown_uri(uri)}: {problem_text(error)}. What is trained stays as it is; start the server or "
-            "correct MLFLOW_TRACKING_URI (unset: a file under .arms/mlflow), then run `python -m tasks.register`."
+            f"MLflow at {shown_uri(uri)}: {problem_text(error, uri)}. What is trained stays as it is; start the server "
+            "or correct MLFLOW_TRACKING_URI (unset: a file under .arms/mlflow), then run `python -m tasks.register`."
         ) from error
 
 
@@ -202,7 +219,7 @@ def complete_records(uri: str) -> RecordedRuns:
     pipeline_key = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:16]
     with one_at_a_time(), speaking_with(uri):
         client = open_client(uri)
-        experiment = find_or_make_experiment(client, uri)
+        experiment = find_or_make_experiment(client, uri, experiment_name())
         runs = {}
         for stage, content in contents.items():
             kind = "evaluation" if stage == EVALUATION else "training"
@@ -230,9 +247,8 @@ def experiment_name() -> str:
     return f"{what}, {num_queries} queries, {digest}"
 
 
-def find_or_make_experiment(client: MlflowClient, uri: str) -> str:
-    """The id of the query set's experiment; one in the trash is restored, with its runs."""
-    name = experiment_name()
+def find_or_make_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """The id of the experiment called `name` (`experiment_name`); one in the trash is restored, with its runs."""
     found = client.get_experiment_by_name(name)
     if found is None:
         # a server keeps artifacts its own way; beside a bare database they would land in the current folder

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from arms_model.errors import ConfigError, DataError, EndpointError
+from arms_model.uris import shown_uri
 from tasks.common.params import raw_section
 from tasks.common.stage import run_stage
 from tasks.common.tracking import (
@@ -25,7 +26,6 @@ from tasks.common.tracking import (
     is_server,
     one_at_a_time,
     open_client,
-    shown_uri,
     speaking_with,
     tracking_uri,
 )
@@ -39,7 +39,7 @@ def serve(port: int) -> None:
     """Print the pages that matter and serve them until Ctrl-C.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: the port is taken, or MLFLOW_TRACKING_URI names no store.
         DataError: nothing was recorded here yet.
         EndpointError: MLflow is away, or its server does not start.
     """

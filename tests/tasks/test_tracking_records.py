@@ -16,10 +16,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from arms_model.errors import DataError, EndpointError
+from arms_model.errors import ConfigError, DataError, EndpointError
 from tasks.common import tracking
-from tasks.common.run_contents import MAX_METRICS, RECORDED
-from tasks.common.tracking import RecordedRuns, complete_records, open_client, shown_uri, tracking_uri
+from tasks.common.run_contents import MAX_METRICS, RECORDED, shown_params
+from tasks.common.tracking import RecordedRuns, complete_records, open_client, tracking_uri
 from tests.conftest import Tree
 from tests.servers import free_port
 
@@ -370,11 +370,66 @@ def test_store_that_is_away_is_said_without_its_password(tree: Tree, scheme: str
     assert SECRET not in str(caught.value)
 
 
-def test_shown_uri_has_no_user_password_or_query() -> None:
-    assert (
-        shown_uri("postgresql+psycopg2://ada:pw@host:5432/arms?password=pw") == "postgresql+psycopg2://host:5432/arms"
-    )
-    assert shown_uri("sqlite:////a/mlflow.db") == "sqlite:////a/mlflow.db"
+def test_driver_that_takes_a_password_apart_wrongly_gives_none_of_it_away(tree: Tree) -> None:
+    with pytest.raises(EndpointError) as caught:
+        complete_records(f"postgresql+psycopg2://ada:p@{SECRET}@no-such-host.invalid/arms")
+    assert str(caught.value).startswith("MLflow at postgresql+psycopg2://no-such-host.invalid/arms: ")
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        (f"postgresql://ada:{SECRET}@host/arms", "postgresql://host/arms"),
+        (f"mysql://ada:{SECRET}@host/arms", "mysql://host/arms"),
+        ("./mlruns", "./mlruns"),
+        ("file:///data/mlruns", "file:///data/mlruns"),
+        ("databricks", "databricks"),
+        ("http://", "http://"),
+        ("http://host:port", "http://host:port"),
+        ("sqlite:///", "sqlite:///"),
+        ("sqlite:mlflow.db", "sqlite:mlflow.db"),
+    ],
+)
+def test_uri_of_no_store_is_refused_with_what_to_write(monkeypatch: pytest.MonkeyPatch, uri: str, shown: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError) as caught:
+        tracking_uri()
+    assert str(caught.value).startswith(f"MLFLOW_TRACKING_URI: '{shown}' is no store that can be used here; write ")
+    for form in ("http://host:port", "postgresql+psycopg2://", "sqlite:///"):
+        assert form in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://host:5000", "https://host/x", "sqlite:////data/mlflow.db", "postgresql+psycopg2:///arms?host=/run/x"],
+)
+def test_uri_of_a_store_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert tracking_uri() == uri
+
+
+def test_command_ends_without_a_traceback_and_without_retries(tree: Tree) -> None:
+    refused = tree.run("python", "-m", "tasks.register", MLFLOW_TRACKING_URI="mysql://host/arms")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("register: MLFLOW_TRACKING_URI: 'mysql://host/arms' is no store")
+    away = tree.run("python", "-m", "tasks.register", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}")
+    assert away.returncode == 1
+    assert "nothing listens there (connection refused)" in away.stderr
+    assert "Retry" not in away.stderr
+    assert "Traceback" not in refused.stderr + away.stderr
+
+
+def test_folders_of_this_machine_are_shown_by_their_last_part() -> None:
+    encoder = {"q": {"kind": "local", "name": "/home/alice/models/x", "others": ["~/models/y/", "org/z"]}}
+    shown = shown_params("train_base", {"train_base": {"question_encoders": encoder}, "base": {"where": "C:\\a\\b"}})
+    assert shown == {
+        "question_encoders.q.kind": "local",
+        "question_encoders.q.name": "x",
+        "question_encoders.q.others": '["y", "org/z"]',
+        "base.where": "b",
+    }
 
 
 @pytest.mark.parametrize("store", ["mlflow_server", "postgres"])

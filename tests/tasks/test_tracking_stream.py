@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tasks.common.files import read_json
+from tasks.common.stage_inputs import StageFiles
 from tests.conftest import Tree
 from tests.servers import MlflowServer, wait_until
 
@@ -230,6 +231,62 @@ def test_stopped_resumed_and_orphaned_training_is_one_complete_run(
         assert done.returncode == 0, done.stderr
         _assert_complete(tree, server)
         assert [again.info.run_id for again in _runs(server) if again.info.run_name == STAGE] == [run.info.run_id]
+
+
+def test_training_that_never_saw_its_server_is_completed_once_it_is_there(
+    start: Start, tree: Tree, tmp_path: Path, untracked: dict[str, str]
+) -> None:
+    (tmp_path / "server").mkdir()
+    server = MlflowServer(tmp_path / "server")  # its port is closed
+    training = start(tree, server.url)
+    with training.held():
+        wait_until(lambda: training.state().get("problem"))
+    code, said = training.end()
+    assert code == 0
+    assert said.count(SAID) == 1
+    assert f"MLflow takes no curves at the moment: {server.url}: nothing listens there" in said
+    assert training.followers() == []
+    assert _written(tree) == untracked
+    try:
+        server.start()
+        for _ in range(2):
+            done = tree.run("python", "-c", COMPLETE, MLFLOW_TRACKING_URI=server.url)
+            assert done.returncode == 0, done.stderr
+            _assert_complete(tree, server)
+    finally:
+        server.kill()
+
+
+def test_run_is_that_of_the_params_that_training_started_with(start: Start, tree: Tree, server: MlflowServer) -> None:
+    server.kill()
+    training = start(tree, server.url)
+    with training.held():
+        wait_until(lambda: training.state().get("problem"))
+        expected = StageFiles(tree.folder).while_running(STAGE).key
+        params = tree.params()
+        params["queries"]["folder"], params[STAGE]["training"] = "elsewhere", LONG | {"epochs": 201}
+        tree.write_params(params)
+        server.start()
+        wait_until(lambda: _num_points(server) >= 3)
+        [run] = _runs(server)
+    training.end(by=signal.SIGTERM)
+    assert run.data.tags["arms.key"] == expected
+    assert run.data.params["training.epochs"] == "200"
+    experiment = MlflowClient(tracking_uri=server.url).get_experiment(run.info.experiment_id)
+    assert "elsewhere" not in experiment.name
+
+
+def test_uri_of_no_store_is_said_once_and_stops_no_training(
+    start: Start, tree: Tree, untracked: dict[str, str]
+) -> None:
+    training = start(tree, "mysql://host/arms")
+    with training.held():
+        wait_until(lambda: training.state().get("problem"))
+    code, said = training.end()
+    assert code == 0
+    assert said.count(SAID) == 1
+    assert "at the moment: MLFLOW_TRACKING_URI: 'mysql://host/arms' is no store that can be used here" in said
+    assert _written(tree) == untracked
 
 
 def test_training_ends_while_the_server_still_hangs(

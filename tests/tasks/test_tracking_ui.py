@@ -91,6 +91,12 @@ def test_server_of_others_is_named_and_none_is_started(recorded_tree: Tree, mlfl
     assert pages[1].startswith(f"  this query set    {mlflow_server}/#/experiments/")
 
 
+def test_uri_of_no_store_is_said_with_what_to_write(recorded_tree: Tree) -> None:
+    result = recorded_tree.run(*MODULE, str(free_port()), MLFLOW_TRACKING_URI="./mlruns")
+    assert result.returncode == 2
+    assert result.stderr.startswith("ui: MLFLOW_TRACKING_URI: './mlruns' is no store that can be used here; write ")
+
+
 def test_make_passes_workspace_and_port_on() -> None:
     result = subprocess.run(
         ["make", "-n", "ui", "WORKSPACE=workspaces/real", "PORT=5001"], cwd=CHECKOUT, capture_output=True, text=True
