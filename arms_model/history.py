@@ -2,14 +2,17 @@
 
 Each entry holds the sha256 of the one before it, so an edited entry, or one that is missing from the middle, is seen.
 Entries missing at the end leave the chain whole; that the champion then is not the one that the last entry names shows
-it. Where entries are kept is the registry's business: here they are texts under numbered keys.
+it, and so does the mirror: a file in which each entry is written down a second time, outside of the store. Where
+entries are kept in the store is the registry's business: here they are texts under numbered keys.
 """
 
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from arms_model.errors import ConfigError
@@ -17,7 +20,7 @@ from arms_model.settings import parse
 
 PREFIX = "arms.history."
 MAX_WHY = 1000  # characters: an entry must fit into a tag of the store, 5,000 characters
-Action = Literal["first", "promote", "rollback"]
+Action = Literal["first", "promote", "rollback", "restore"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class Entry:
         number: from 1.
         when: UTC, ISO 8601.
         who: who asked for it.
-        action: `first` champion of the store, `promote` or `rollback`.
+        action: `first` champion of the store, `promote`, `rollback`, or `restore` after the store was rebuilt.
         from_version: the champion before; None for the first.
         to_version: the champion since.
         from_digest: what was served before; "" for the first.
@@ -87,9 +90,22 @@ class History:
         last = f"{PREFIX}{self.next_number - 1:06d}"
         return _sha256(self.texts[last]) if last in self.texts else ""
 
-    def before(self, version: int) -> Entry | None:
-        """The last promotion that made `version` the champion: what a rollback undoes."""
-        return next((e for e in reversed(self.entries) if e.to_version == version and e.action != "rollback"), None)
+    @property
+    def champion(self) -> int | None:
+        """The version that the last entry names; None without entries."""
+        return self.entries[-1].to_version if self.entries else None
+
+    def before(self) -> int | None:
+        """Where a rollback goes: the champion before the last promotion that was not rolled back; None without one."""
+        champions: list[int] = []
+        for entry in self.entries:
+            if entry.action == "rollback":
+                while champions and champions[-1] != entry.from_version:
+                    champions.pop()
+                champions = champions[:-1]
+            if champions[-1:] != [entry.to_version]:
+                champions.append(entry.to_version)
+        return champions[-2] if len(champions) > 1 else None
 
     def digest_of(self, version: int) -> str | None:
         """What `version` served when it was made champion; None where it never was."""
@@ -103,7 +119,8 @@ def read_history(tags: Mapping[str, str]) -> History:
         tags: all tags of the store's model; others than entries are passed over.
     """
     texts = {key: tags[key] for key in sorted(tags) if key.startswith(PREFIX)}
-    entries, problems, previous, expected = [], [], "", 1
+    entries: list[Entry] = []
+    problems, previous, expected = [], "", 1
     for key, text in texts.items():
         try:
             entry = parse(Entry, json.loads(text), key)
@@ -117,9 +134,63 @@ def read_history(tags: Mapping[str, str]) -> History:
             problems.append(f"entry {expected} is missing before {key}")
         elif entry.previous != previous:
             problems.append(f"{key} does not follow the entry before it: one of the two was changed")
+        elif entries and entries[-1].number == entry.number - 1 and entry.from_version != entries[-1].to_version:
+            problems.append(
+                f"{key} begins with version {entry.from_version or 'none'}, but the entry before it made version "
+                f"{entries[-1].to_version} the champion"
+            )
         entries.append(entry)
         previous, expected = _sha256(text), entry.number + 1
     return History(entries=tuple(entries), problems=tuple(problems), texts=texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirror:
+    """A file with a line per entry, beside the checkout and not in the store: it outlives a store that is wiped.
+
+    Attributes:
+        path: of the file; made when the first entry comes.
+        store: a name of the store; others' lines are passed over.
+        model: likewise.
+    """
+
+    path: Path
+    store: str
+    model: str
+
+    def entries(self) -> list[Entry]:
+        """All entries of this store and model, of the stores before a rebuilding, too; torn lines are left out."""
+        found = []
+        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
+            try:
+                kept = json.loads(line)
+                if (kept["store"], kept["model"]) == (self.store, self.model):
+                    found.append(parse(Entry, kept["entry"], str(self.path)))
+            except (ConfigError, KeyError, TypeError, ValueError, RecursionError):
+                continue
+        return found
+
+    def add(self, history: History) -> None:
+        """Append what the store's history has and the file lacks."""
+        known = set(self.entries())
+        lines = [
+            json.dumps({"store": self.store, "model": self.model, "entry": dataclasses.asdict(entry)})
+            for entry in history.entries
+            if entry not in known
+        ]
+        if lines:
+            with self.path.open("a") as handle:
+                handle.write("\n" * self._is_torn() + "\n".join(lines) + "\n")
+                handle.flush()
+                os.fsync(handle.fileno())
+
+    def lost(self, history: History) -> list[Entry]:
+        """What the file has and the store lacks; what is older than the store's first was of a store before it."""
+        since = history.entries[0].when if history.entries else ""
+        return [entry for entry in self.entries() if entry.when >= since and entry not in history.entries]
+
+    def _is_torn(self) -> bool:
+        return self.path.exists() and not self.path.read_bytes().endswith(b"\n") and self.path.stat().st_size > 0
 
 
 def checked_why(why: str) -> str:

@@ -146,6 +146,23 @@ def download(uri: str, expected: Mapping[str, tuple[int, str]], folder: Path, *,
         repository.download_artifacts(name, str(folder))  # type: ignore[no-untyped-call]
 
 
+def remove_all(uri: str, *, tracking_uri: str) -> None:
+    """Remove whatever the store keeps of a version: what is uploaded afterwards is all that lies there.
+
+    Args:
+        uri: where the store keeps the version.
+        tracking_uri: of MLflow.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    repository = get_artifact_repository(uri, tracking_uri=tracking_uri)
+    if isinstance(repository, LocalArtifactRepository) and Path(repository.artifact_dir).is_symlink():
+        Path(repository.artifact_dir).unlink()
+    else:
+        repository.delete_artifacts()
+
+
 def _listed(repository: Any, expected: Mapping[str, Any]) -> Iterator[tuple[str, int | None]]:
     """What the store lists, name and size; anything that does not belong there is refused, and no folder of it read."""
     folders = {str(parent) for name in expected for parent in PurePosixPath(name).parents} - {"."}

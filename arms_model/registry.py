@@ -1,8 +1,9 @@
 """The registry of what can be served, kept in MLflow: register, verify, load, make champion, roll back.
 
-The one file of the library that talks to MLflow (extra `registry`); it is imported when a registry is opened, and
-nothing else in the library imports this module. A version is a served folder (`arms_model.served`) in MLflow's form
-`pyfunc`, models from code: no pickle. Tags name it (`arms.digest`) and hold the size and sha256 of each of its files.
+With `logged_model` and `pyfunc_model` the part of the library that talks to MLflow (extra `registry`); it is imported
+when a registry is opened, and nothing else in the library imports this module. A version is a served folder
+(`arms_model.served`) in MLflow's form `pyfunc`, models from code: no pickle. Tags name it (`arms.digest`) and hold the
+size and sha256 of each of its files.
 
 Our own loading downloads exactly the files that a version consists of, holds each against its sha256, and reads JSON
 and safetensors. Code that lies beside them is for MLflow's `pyfunc.load_model` and is never run here.
@@ -21,11 +22,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from arms_model.answering import ServedRouter
 from arms_model.errors import ArmsError, ConfigError, DataError, StorageError
-from arms_model.history import Action, Entry, History, checked_why, read_history
-from arms_model.logged_model import FILES, INSIDE, download, expected_files, save_pyfunc
+from arms_model.history import Action, Entry, History, Mirror, checked_why, read_history
+from arms_model.logged_model import FILES, INSIDE, download, expected_files, remove_all, save_pyfunc
 from arms_model.served import check_files, load_served
 from arms_model.uris import hidden, shown_uri
 
@@ -84,7 +86,7 @@ class Registry:
     Args:
         uri: of MLflow: http(s), sqlite or postgresql+psycopg2.
         model: its name there.
-        lock: a file; who changes the registry holds it.
+        lock: a file; who changes the registry holds it. The history's mirror, `history.jsonl`, lies beside it.
 
     Raises:
         ConfigError: MLflow is not installed, or a name that MLflow does not take.
@@ -107,6 +109,8 @@ class Registry:
         self.model = model
         self._uri = uri
         self._lock = lock
+        store = shown_uri(uri).replace(f"{Path.cwd()}/", "")  # the same when the folder was moved
+        self.mirror = Mirror(path=lock.with_name("history.jsonl"), store=store, model=model)
         with self._reached():
             self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -114,7 +118,7 @@ class Registry:
         """All versions that this project registered, the oldest first."""
         with self._reached():
             aliases = self._aliases()
-            found = self._client.search_model_versions(f"name='{self.model}'", max_results=10_000)
+            found = self._all_versions()
         versions = [
             Version(
                 number=int(version.version),
@@ -127,6 +131,11 @@ class Registry:
             if DIGEST in version.tags
         ]
         return sorted(versions, key=lambda version: version.number)
+
+    def nameless(self) -> list[int]:
+        """Numbers of the versions without a digest: nobody can say what they should hold."""
+        with self._reached():
+            return sorted(int(version.version) for version in self._all_versions() if DIGEST not in version.tags)
 
     def alias(self, name: str) -> Version | None:
         """The version that an alias points to; None where it points nowhere."""
@@ -146,7 +155,9 @@ class Registry:
         raise DataError(f"{self.model} has no version '{which}' with a tag {DIGEST}; known are: {known}.")
 
     def register(self, folder: Path, origin: Origin) -> tuple[Version, bool]:
-        """Register a served folder, unless a version with its digest is there.
+        """Register a served folder, unless a version with its digest is there and its files are whole.
+
+        Files that are missing or were changed are put back into the version.
 
         Args:
             folder: as `save_served` wrote it.
@@ -157,7 +168,7 @@ class Registry:
 
         Raises:
             ConfigError: a model card that is too long.
-            StorageError: the folder is damaged, or MLflow does not take it.
+            StorageError: the folder is damaged, MLflow does not take it, or a version's files cannot be put back.
         """
         if len(origin.description) > MAX_DESCRIPTION:
             raise ConfigError(
@@ -167,7 +178,7 @@ class Registry:
         with self._changing():
             known = self._with_digest(served.digest)
             if known:
-                return known[0], False
+                return self._whole(known, folder, origin), False
             mine = self._log(folder, served, origin)
             first = self._with_digest(served.digest)[0]
             if first.number != mine:  # another machine was quicker, under a lock of its own
@@ -190,12 +201,7 @@ class Registry:
             StoreError: MLflow is away.
             StorageError: what does not fit, by its name.
         """
-        recorded = self.history().digest_of(version.number)
-        if recorded is not None and recorded != version.digest:
-            raise StorageError(
-                f"version {version.number} has tag {DIGEST} {version.digest[:12]}..., but the history says that it "
-                f"served {recorded[:12]}... when it became champion: the tag was changed."
-            )
+        self._check_recorded(version)
         with tempfile.TemporaryDirectory(prefix="arms-registry-") as temporary:
             folder = Path(temporary)
             try:
@@ -247,7 +253,8 @@ class Registry:
         Raises:
             ConfigError: no reason.
             DataError: it is the champion, or the champion is another than it was compared with.
-            StorageError: the history is broken, or another machine wrote to it at the same moment.
+            StorageError: the history is broken, its last entry names another champion and this is not forced, or
+                another machine wrote to it at the same moment.
         """
         why = checked_why(why)
         with self._changing():
@@ -257,22 +264,26 @@ class Registry:
                     f"the champion became version {now.number if now else 'none'} meanwhile, not "
                     f"{champion.number if champion else 'none'}; run the same command again."
                 )
-            if now is not None and now.number == version.number:
-                raise DataError(f"version {version.number} is the champion already; nothing to do.")
             history = self.history()
+            is_expected = (now and now.number) == history.champion
+            if now is not None and now.number == version.number and is_expected:
+                raise DataError(f"version {version.number} is the champion already; nothing to do.")
             if history.problems:
                 raise StorageError(
                     f"the history is broken ({history.problems[0]}); nothing is added to it. Look at `history`, and "
                     f"restore the tags of {self.model} from a backup of the store."
                 )
+            if not is_expected and not forced:
+                raise StorageError(self.says_otherwise(history, now))
+            last = history.entries[-1] if history.entries else None
             entry = Entry(
                 number=history.next_number,
                 when=when,
                 who=who,
                 action=action,
-                from_version=now.number if now else None,
+                from_version=last.to_version if last else None,
                 to_version=version.number,
-                from_digest=now.digest if now else "",
+                from_digest=last.to_digest if last else "",
                 to_digest=version.digest,
                 why=why,
                 forced=forced,
@@ -283,7 +294,21 @@ class Registry:
                 self._client.set_registered_model_alias(self.model, CHAMPION, str(version.number))
                 if CHALLENGER in version.aliases:
                     self._client.delete_registered_model_alias(self.model, CHALLENGER)
+            self._mirrored()
         return entry
+
+    def says_otherwise(self, history: History, champion: Version | None) -> str:
+        """What to say, and to do, where alias `champion` is not where the last entry of the history put it."""
+        last = history.entries[-1] if history.entries else None
+        said = (
+            f"made version {last.to_version} the champion ({last.when}, {last.who}: {last.why})" if last else "is none"
+        )
+        return (
+            f"alias `{CHAMPION}` of {self.model} points to version {champion.number if champion else 'none'}, but the "
+            f"last entry of its history {said}: the alias was changed by other means, or entries are missing. Look at "
+            f"`python -m tasks.register history`, then choose the champion yourself: `python -m tasks.register promote "
+            f"--version {last.to_version if last else 'N'} --force --why TEXT`."
+        )
 
     def rollback(self, *, who: str, when: str, why: str) -> Entry:
         """Make the version the champion that was it before; errors as for `promote`.
@@ -291,13 +316,69 @@ class Registry:
         Raises:
             DataError: there is no champion, or none before it.
         """
-        champion = self.alias(CHAMPION)
-        entry = None if champion is None else self.history().before(champion.number)
-        if champion is None or entry is None or entry.from_version is None:
+        champion, number = self.alias(CHAMPION), self.history().before()
+        if champion is None or number is None:
             raise DataError("there is no champion before this one to go back to; `history` lists all changes.")
-        before = self.find(str(entry.from_version))
+        before = self.find(str(number))
         self.verify(before)
         return self.promote(before, who=who, when=when, why=why, champion=champion, action="rollback")
+
+    def _check_recorded(self, version: Version) -> None:
+        recorded = self.history().digest_of(version.number)
+        if recorded is not None and recorded != version.digest:
+            raise StorageError(
+                f"version {version.number} has tag {DIGEST} {version.digest[:12]}..., but the history says that it "
+                f"served {recorded[:12]}... when it became champion: the tag was changed."
+            )
+
+    def _whole(self, known: list[Version], folder: Path, origin: Origin) -> Version:
+        """The first of the versions with a digest whose files are whole; where none is, the first is mended."""
+        reasons = []
+        for version in known:
+            self._check_recorded(version)
+            try:
+                self.verify(version)
+                return version
+            except StoreError:
+                raise
+            except StorageError as error:
+                reasons.append(str(error))
+        self._mend(known[0], folder, origin)
+        logger.warning(
+            "version %d of %s is mended, its files are put back: %s", known[0].number, self.model, reasons[0]
+        )
+        return self.find(str(known[0].number))
+
+    def _mend(self, version: Version, folder: Path, origin: Origin) -> None:
+        """Put the files of a version back; a stop in between leaves one that is refused, and mended by the next try."""
+        with tempfile.TemporaryDirectory(prefix="arms-registry-") as temporary, self._reached():
+            found = self._client.get_model_version(self.model, str(version.number))
+            logged = self._client.get_logged_model(str(found.source).split("/")[-2])  # the version itself names none
+            if (logged.artifact_location, logged.tags.get(DIGEST)) != (found.source, version.digest):
+                raise StorageError(
+                    f"version {version.number} of {self.model} is damaged, and its logged model is not the one of "
+                    f"digest {version.digest[:12]}..., so nothing is put into it: a tag was changed. Delete the "
+                    "version in MLflow and run the same command again; it becomes a new one."
+                )
+            package = Path(temporary) / "model"
+            files = save_pyfunc(
+                package,
+                folder,
+                model_id=logged.model_id,
+                run_id=found.run_id or origin.run_id,
+                requirements=origin.requirements,
+            )
+            remove_all(self._client.get_model_version_download_uri(self.model, found.version), tracking_uri=self._uri)
+            self._client.log_model_artifacts(logged.model_id, str(package))
+            self._client.set_model_version_tag(self.model, found.version, FILES, json.dumps(files, sort_keys=True))
+        self.verify(self.find(str(version.number)))
+
+    def _mirrored(self) -> None:
+        """Bring the mirror up to date; the store is what counts, so a disk that refuses is only said."""
+        try:
+            self.mirror.add(self.history())
+        except OSError as error:
+            logger.warning("%s could not be written (%s); the history stands in MLflow only", self.mirror.path, error)
 
     def _log(self, folder: Path, served: ServedRouter, origin: Origin) -> int:
         """Put the folder into MLflow's form, upload it, and make it a version; its number."""
@@ -349,6 +430,9 @@ class Registry:
 
     def _with_digest(self, digest: str) -> list[Version]:
         return [version for version in self.versions() if version.digest == digest]
+
+    def _all_versions(self) -> list[Any]:
+        return list(self._client.search_model_versions(f"name='{self.model}'", max_results=10_000))
 
     def _has_model(self) -> bool:
         return bool(self._client.search_registered_models(f"name='{self.model}'"))

@@ -25,7 +25,8 @@ from typing import Any
 
 from arms_model.answering import ServedRouter
 from arms_model.errors import ConfigError, DataError, StorageError
-from arms_model.registry import CHALLENGER, CHAMPION, Origin, Registry, Version
+from arms_model.history import Action
+from arms_model.registry import CHALLENGER, CHAMPION, DIGEST, Origin, Registry, Version
 from arms_model.served import load_served, save_served
 from tasks.common.files import read_json, write_json
 from tasks.common.gate_split import judge, load_gate_split, verdict_lines
@@ -96,7 +97,7 @@ def body() -> None:
 
 
 def register(registry: Registry, entry: dict[str, Any], runs: RecordedRuns) -> Version:
-    """Register one strategy, unless it is.
+    """Register one strategy, unless it is; files that the store lost are put back.
 
     Args:
         registry: where.
@@ -107,13 +108,7 @@ def register(registry: Registry, entry: dict[str, Any], runs: RecordedRuns) -> V
         folder = Path(temporary) / "served"
         folder.mkdir()
         first, *second = (MODELS / stage for stage in entry["routers"])
-        digest = save_served(
-            folder, strategy=entry["strategy"], base=first, new=second[0] if second else None, tau=entry["tau"]
-        )
-        known = next((version for version in registry.versions() if version.digest == digest), None)
-        if known is not None:
-            logger.info("%s is version %d of %s already", entry["strategy"], known.number, registry.model)
-            return known
+        save_served(folder, strategy=entry["strategy"], base=first, new=second[0] if second else None, tau=entry["tau"])
         stage = EVALUATION.name if second else entry["routers"][0]
         run_id, uri = runs.runs[stage], tracking_uri()
         with speaking_with(uri):
@@ -127,22 +122,22 @@ def register(registry: Registry, entry: dict[str, Any], runs: RecordedRuns) -> V
             requirements=notes.requirements,
         )
         version, is_new = registry.register(folder, origin)
-        logger.info(
-            "%s %s version %d of %s", entry["strategy"], "is now" if is_new else "is", version.number, registry.model
-        )
+        stands = "is now" if is_new else "is already"
+        logger.info("%s %s version %d of %s", entry["strategy"], stands, version.number, registry.model)
         return version
 
 
 def set_aliases(registry: Registry, versions: dict[str, Version], *, challenger: str) -> None:
-    """The challenger is what the held-out queries pick; a store without a champion gets the base router."""
+    """The challenger is what the held-out queries pick; a store without a champion and a history gets one.
+
+    Raises:
+        StorageError: there is a history, but no champion.
+    """
     champion = registry.alias(CHAMPION)
     if champion is None:
-        first = versions[BASE]
-        registry.promote(
-            first, who=who(), when=now(), why="first registration in this store", champion=None, action="first"
-        )
-        champion = first
-        logger.info("%s has no champion yet: version %d (%s) is", registry.model, first.number, BASE)
+        if (found := registry.history()).texts:
+            raise StorageError(registry.says_otherwise(found, None))
+        champion = first_champion(registry, base=versions[BASE])
     picked = versions[challenger]
     current = registry.alias(CHALLENGER)
     wanted = None if picked.number == champion.number else picked
@@ -154,27 +149,51 @@ def set_aliases(registry: Registry, versions: dict[str, Version], *, challenger:
         )
 
 
+def first_champion(registry: Registry, *, base: Version) -> Version:
+    """Make a champion: in a new store the base router, in one that was rebuilt what was champion, if it is there."""
+    former = registry.mirror.entries()
+    action: Action = "restore" if former else "first"
+    version, why = base, "first registration in this store"
+    if former:
+        last = former[-1]
+        known = next((version for version in registry.versions() if version.digest == last.to_digest), None)
+        version, why = known or base, "store was rebuilt"
+        if known is None:
+            why += (
+                f"; the former champion (digest {last.to_digest[:12]}, since {last.when}, by {last.who}) is not among "
+                "what the stages left"
+            )
+            logger.warning("%s; version %d (%s) is the champion", why, base.number, BASE)
+    registry.promote(version, who=who(), when=now(), why=why, champion=None, action=action)
+    logger.info("%s had no champion: version %d (%s) is", registry.model, version.number, version.strategy)
+    return version
+
+
 def promote(*, number: int | None, why: str | None, force: bool, yes: bool) -> None:
     """Compare a version with the champion, and make it the champion if the rule or a person says so.
 
     Raises:
         ConfigError: --force without --why, or nobody to confirm.
-        DataError: refused or inconclusive.
+        DataError: refused or inconclusive, or there is no champion to compare with.
     """
     if force and not why:
         raise ConfigError("--force overrules the comparison: say why with --why TEXT; it is written into the history.")
     settings = load_section(STAGE, RegisterSettings)
     registry = open_registry(settings)
     champion, version = registry.alias(CHAMPION), registry.find(str(number or CHALLENGER))
-    if champion is None:
+    found = registry.history()
+    if (champion and champion.number) != found.champion and not force:
+        raise StorageError(registry.says_otherwise(found, champion))
+    if champion is None and not found.texts:
         raise DataError(f"{registry.model} has no champion to compare with; run `python -m tasks.register` first.")
-    if champion.number == version.number:
+    if champion is not None and champion.number == version.number == found.champion:
         raise DataError(f"version {version.number} is the champion already; nothing to do.")
-    old, new = registry.verify(champion), registry.verify(version)
+    new = registry.verify(version)
     print(f"challenger: version {version.number}, {described(new)}")
-    print(f"champion:   version {champion.number}, {described(old)}")
     reason = why or ""
-    if not force:
+    if champion is not None and not force:
+        old = registry.verify(champion)
+        print(f"champion:   version {champion.number}, {described(old)}")
         verdict = judge(
             load_gate_split(load_group_by()),
             champion=old,
@@ -209,7 +228,7 @@ def history() -> None:
     """Print all changes of champion.
 
     Raises:
-        StorageError: an entry was changed, or is missing.
+        StorageError: an entry was changed, or is missing, in the store or beside what this tree's mirror holds.
     """
     registry = open_registry(load_section(STAGE, RegisterSettings))
     found, champion = registry.history(), registry.alias(CHAMPION)
@@ -222,12 +241,16 @@ def history() -> None:
     if not found.texts:
         print(f"{registry.model} has had no champion yet")
     problems = list(found.problems)
-    last = found.entries[-1].to_version if found.entries else None
-    if (champion and champion.number) != last:
+    if (champion and champion.number) != found.champion:
         problems.append(
-            f"the champion is version {champion.number if champion else 'none'}, the last entry says {last or 'none'}: "
-            "it was set by other means, or entries are missing at the end"
+            f"the champion is version {champion.number if champion else 'none'}, the last entry says "
+            f"{found.champion or 'none'}: it was set by other means, or entries are missing at the end"
         )
+    problems += [
+        f"entry {entry.number} ({entry.when}, {entry.who}, to version {entry.to_version}) stands in "
+        f"{registry.mirror.path} and not in MLflow: it was cut off there or changed, or the store was wiped"
+        for entry in registry.mirror.lost(found)
+    ]
     if problems:
         raise StorageError("the history is not whole: " + "; ".join(problems) + ".")
 
@@ -236,11 +259,21 @@ def verify(which: str) -> None:
     """Check the files of one version, or of all.
 
     Raises:
-        StorageError: what is refused, by name.
+        StorageError: what is refused, by name; of all, a version without a digest, too.
     """
     registry = open_registry(load_section(STAGE, RegisterSettings))
-    refused = []
-    for version in registry.versions() if which == "all" else [registry.find(which)]:
+    versions = registry.versions() if which == "all" else [registry.find(which)]
+    nameless = registry.nameless() if which == "all" else []
+    refused = [
+        f"version {number} of {registry.model} is refused: it has no tag {DIGEST}, so nobody can say what it should "
+        "hold; it was not registered here, or the tag was removed. Delete it in MLflow."
+        for number in nameless
+    ]
+    for number in nameless:
+        print(f"version {number} (no digest): REFUSED")
+    if not versions and not nameless:
+        print(f"{registry.model} has no versions yet; `python -m tasks.register` registers them")
+    for version in versions:
         name = f"version {version.number} ({', '.join([version.strategy, *version.aliases])})"
         try:
             served = registry.verify(version)

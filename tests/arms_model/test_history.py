@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from arms_model.errors import ConfigError
-from arms_model.history import Action, Entry, checked_why, read_history
+from arms_model.history import Action, Entry, Mirror, checked_why, read_history
 
 
 def chain(*moves: tuple[Action, int | None, int]) -> dict[str, str]:
@@ -77,12 +78,54 @@ def test_next_number_is_above_every_kept_one_readable_or_not() -> None:
     assert read_history(THREE | {"arms.history.000009": "broken"}).next_number == 10
 
 
-def test_rollback_goes_back_past_rollbacks() -> None:
-    history = read_history(chain(("first", None, 1), ("promote", 1, 2), ("promote", 2, 3), ("rollback", 3, 2)))
-    before = history.before(2)
-    assert before is not None
-    assert (before.from_version, before.to_version) == (1, 2)
-    assert history.before(4) is None
+@pytest.mark.parametrize(
+    ("moves", "before"),
+    [
+        ([], None),
+        ([("first", None, 1)], None),
+        ([("first", None, 1), ("promote", 1, 2), ("promote", 2, 3)], 2),
+        ([("first", None, 1), ("promote", 1, 2), ("promote", 2, 3), ("rollback", 3, 2)], 1),
+        ([("first", None, 1), ("promote", 1, 2), ("promote", 2, 1)], 2),
+        ([("first", None, 1), ("promote", 1, 2), ("promote", 2, 1), ("rollback", 1, 2)], 1),
+        ([("first", None, 1), ("promote", 1, 2), ("promote", 2, 1), ("rollback", 1, 2), ("rollback", 2, 1)], None),
+        ([("restore", None, 3), ("promote", 3, 1), ("rollback", 1, 3), ("promote", 3, 2)], 3),
+        ([("first", None, 1), ("promote", 1, 2), ("promote", 2, 2)], 1),  # set again where the alias was lost
+    ],
+)
+def test_rollback_goes_further_back_each_time(moves: list[tuple[Action, int | None, int]], before: int | None) -> None:
+    history = read_history(chain(*moves))
+    assert history.problems == ()
+    assert history.before() == before
+
+
+def test_entry_that_does_not_begin_where_the_one_before_ended_is_seen() -> None:
+    history = read_history(chain(("first", None, 1), ("promote", 1, 2), ("promote", 1, 3)))
+    assert history.problems == (
+        "arms.history.000003 begins with version 1, but the entry before it made version 2 the champion",
+    )
+
+
+def test_mirror_keeps_each_entry_once_and_knows_what_the_store_lost(tmp_path: Path) -> None:
+    mirror = Mirror(path=tmp_path / "history.jsonl", store="here", model="one")
+    assert (mirror.entries(), mirror.lost(read_history({}))) == ([], [])
+    mirror.add(read_history(THREE))
+    with mirror.path.open("a") as handle:
+        handle.write('{"store": "he')  # a line that a full disk cut short
+    longer = read_history(chain(("first", None, 1), ("promote", 1, 2), ("promote", 2, 3), ("rollback", 3, 2)))
+    mirror.add(longer)
+    mirror.add(longer)
+    assert mirror.entries() == list(longer.entries)
+    assert [entry.number for entry in mirror.lost(read_history(without("arms.history.000003")))] == [3, 4]
+    assert (
+        dataclasses.replace(mirror, store="there").entries() == dataclasses.replace(mirror, model="two").entries() == []
+    )
+
+
+def test_entries_of_a_store_before_a_rebuilding_are_not_lost(tmp_path: Path) -> None:
+    mirror = Mirror(path=tmp_path / "history.jsonl", store="here", model="one")
+    mirror.add(read_history(THREE))
+    rebuilt = dataclasses.replace(read_history(THREE).entries[0], action="restore", when="2026-01-05T00:00:00+00:00")
+    assert mirror.lost(read_history({rebuilt.key: rebuilt.text})) == []
 
 
 def test_entry_fits_into_a_tag_of_the_store() -> None:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -75,6 +75,57 @@ def test_damaged_folder_is_not_registered(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"weights\.safetensors has 2 bytes"):
         store.registry.register(tmp_path / "served", store.origin)
     assert len(versions(store)) == 3
+
+
+def lose_everything(folder: Path) -> None:
+    shutil.rmtree(folder / "artifacts")
+
+
+def flip_a_byte(folder: Path) -> None:
+    (path,) = (folder / "artifacts").rglob("base/weights.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def add_a_module(folder: Path) -> None:
+    (path,) = (folder / "artifacts").rglob("MLmodel")
+    path.with_name("torch.py").write_text("raise SystemExit")
+
+
+@pytest.mark.parametrize("spoil", [lose_everything, flip_a_byte, add_a_module])
+def test_registering_again_mends_a_version_whose_files_were_lost_or_changed(
+    spoil: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = sqlite_store(tmp_path)
+    store.register(save_toy_base)
+    spoil(tmp_path)
+    with pytest.raises(StorageError, match="version 1 of arms-router is refused"):
+        store.registry.load("1")
+    mended = store.register(save_toy_base)
+    assert "mended, its files are put back: version 1 of arms-router is refused" in caplog.text
+    assert versions(store) == [(1, "base")]
+    assert store.registry.load("1").digest == mended.digest
+
+
+def test_files_are_not_put_into_a_version_that_was_another(store: Store) -> None:
+    client, digest = store.client, store.registry.find("2").digest
+    client.delete_model_version(MODEL, "2")
+    client.set_model_version_tag(MODEL, "1", "arms.digest", digest)
+    with pytest.raises(StorageError, match="its logged model is not the one of digest"):
+        store.register(save_toy_cascade)
+
+
+def test_champion_that_was_set_by_other_means_is_replaced_only_by_force(store: Store) -> None:
+    first, second, third = store.registry.versions()
+    store.promote(first)
+    store.client.set_registered_model_alias(MODEL, "champion", "2")
+    with pytest.raises(StorageError, match="points to version 2, but the last entry of its history made version 1"):
+        store.promote(third)
+    now = store.registry.find("2")
+    store.registry.promote(second, who="Ada", when="2026-01-03", why="it is good", champion=now, forced=True)
+    assert store.registry.history().problems == ()
+    assert store.registry.history().champion == 2
 
 
 REGISTER = textwrap.dedent("""

@@ -173,13 +173,96 @@ def test_unchanged_rerun_registers_nothing(tree: Tree) -> None:
     assert len(client().search_logged_models(experiments)) == len(STRATEGIES)
 
 
+def promote_elsewhere(tree: Tree) -> None:
+    """Make version 3 the champion in another process: MLflow keeps a database open, even one that is removed."""
+    result = tree.run("python", "-m", "tasks.register", "promote", "--version", "3", "--force", "--why", "try it")
+    assert result.returncode == 0, result.stderr
+
+
 def test_wiped_store_is_rebuilt_by_one_run(tree: Tree) -> None:
-    before, files = versions(), tree.sha256("register")
+    files = tree.sha256("register")
     shutil.rmtree(".arms/mlflow")
     register.body()
-    assert [(v.number, v.digest, v.aliases) for v in versions()] == [(v.number, v.digest, v.aliases) for v in before]
+    assert [version.strategy for version in versions()] == STRATEGIES
+    assert registry().find("champion").number == 1
     assert tree.sha256("register") == files
-    assert [entry.action for entry in registry().history().entries] == ["first"]
+    assert [entry.action for entry in registry().history().entries] == ["restore"]
+    register.history()  # nothing is missing: the store was rebuilt
+
+
+def test_rebuilt_store_has_its_former_champion_again(tree: Tree) -> None:
+    promote_elsewhere(tree)
+    shutil.rmtree(".arms/mlflow")
+    register.body()
+    assert registry().find("champion").number == 3
+    (entry,) = registry().history().entries
+    assert (entry.action, entry.from_version, entry.why) == ("restore", None, "store was rebuilt")
+
+
+def test_rebuilt_store_says_that_its_former_champion_is_gone(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+    promote_elsewhere(tree)
+    digest = json.loads(Path("register/registered.json").read_text())["digests"][STRATEGIES[2]]
+    path = Path("cascade_eval/selection.json")
+    selection = json.loads(path.read_text())
+    next(entry for entry in selection["strategies"] if entry["strategy"] == STRATEGIES[2])["tau"] = 0.65
+    path.write_text(json.dumps(selection))
+    shutil.rmtree(".arms/mlflow")
+    register.body()
+    assert registry().find("champion").strategy == "base"
+    words = f"the former champion (digest {digest[:12]}, since "
+    assert words in caplog.text
+    assert words in registry().history().entries[0].why
+
+
+def test_lost_artifacts_are_put_back_by_one_run(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(".arms/mlflow")
+    register.body()  # this store's artifacts lie in the test's own folder
+    before = [(version.number, version.digest) for version in versions()]
+    shutil.rmtree(".arms/mlflow/artifacts")
+    register.body()
+    assert caplog.text.count("mended, its files are put back") == 4
+    assert [(version.number, version.digest) for version in versions()] == before
+    register.verify("all")
+
+
+def test_lost_champion_is_not_replaced_silently_and_is_set_again_by_force(tree: Tree) -> None:
+    promote(number=3, force=True, why="try it")
+    client().delete_registered_model_alias(MODEL, "champion")
+    words = r"made version 3 the champion \(.*: try it\).* --version 3 --force"
+    with pytest.raises(StorageError, match=words):
+        register.body()
+    with pytest.raises(StorageError, match=words):
+        promote(number=2)
+    assert registry().alias("champion") is None
+    promote(number=3, force=True, why="set again")
+    assert registry().find("champion").number == 3
+    register.body()
+    register.history()
+    register.rollback(why="back")
+    assert registry().find("champion").number == 1
+
+
+def test_entry_that_was_cut_off_at_the_end_is_seen(tree: Tree) -> None:
+    promote(number=3, force=True, why="try it")
+    client().delete_registered_model_tag(MODEL, "arms.history.000002")
+    client().set_registered_model_alias(MODEL, "champion", "1")
+    with pytest.raises(
+        StorageError, match=r"entry 2 \(.*, to version 3\) stands in .*history\.jsonl and not in MLflow"
+    ):
+        register.history()
+
+
+def test_verify_refuses_a_version_without_digest(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    client().delete_model_version_tag(MODEL, "2", "arms.digest")
+    with pytest.raises(StorageError, match=r"version 2 of arms-router is refused: it has no tag arms\.digest"):
+        register.verify("all")
+    assert "version 2 (no digest): REFUSED" in capsys.readouterr().out
+
+
+def test_verify_says_that_there_are_no_versions(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(".arms/mlflow")
+    register.verify("all")
+    assert "arms-router has no versions yet" in capsys.readouterr().out
 
 
 def test_router_that_changed_becomes_a_further_version(tree: Tree) -> None:
@@ -218,9 +301,7 @@ def test_worse_challenger_is_refused(tree: Tree, capsys: pytest.CaptureFixture[s
     assert len(registry().history().entries) == 1
 
 
-def test_router_that_knows_fewer_vlms_does_not_replace_a_better_cascade(
-    tree: Tree, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_router_that_knows_fewer_vlms_does_not_replace_a_better_cascade(tree: Tree) -> None:
     promote(number=STRATEGIES.index("base + independent") + 1, force=True, why="try it")
     client().set_registered_model_alias(MODEL, "challenger", "1")
     fake_labels(tree, lambda number: "champion")
@@ -242,7 +323,9 @@ def test_inconclusive_comparison_says_what_would_decide_it(tree: Tree, capsys: p
 def test_gate_of_few_queries_is_inconclusive(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="inconclusive"):
         promote()
-    assert "groups of queries are too few for an interval" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "groups of queries are too few for an interval" in printed
+    assert "labels for 6 VLMs) before an interval can be given" in printed
 
 
 def test_force_overrules_and_is_written_down_as_such(tree: Tree) -> None:
