@@ -40,6 +40,9 @@ run: install
 	@echo
 	@echo "The sandbox's VLMs are small programs: these figures show that the loop works and claim nothing about real VLMs."
 	@echo "Next, with .venv/bin on your PATH:"
+	@echo "  make report                           one page: results with intervals, figures, sample cards, gates"
+	@echo "  make ui                               MLflow's pages: runs, curves, the registered router with its card"
+	@echo "  python -m tasks.register promote      the challenger against the champion, on queries that nothing was picked on"
 	@echo "  python -m tasks.cascade_eval --show   all tables: differences with intervals, calibration, pairs"
 	@echo "  python -m tasks.collect --dry-run     what collecting would ask, spend and take, per VLM"
 	@echo "  edit params.yaml, then dvc repro      add a block under vlms: only the new pool's stages run, only it is asked"
