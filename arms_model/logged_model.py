@@ -160,7 +160,7 @@ def remove_all(uri: str, *, tracking_uri: str) -> None:
     if isinstance(repository, LocalArtifactRepository) and Path(repository.artifact_dir).is_symlink():
         Path(repository.artifact_dir).unlink()
     else:
-        repository.delete_artifacts()
+        repository.delete_artifacts()  # type: ignore[no-untyped-call]
 
 
 def _listed(repository: Any, expected: Mapping[str, Any]) -> Iterator[tuple[str, int | None]]:
