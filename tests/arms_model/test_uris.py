@@ -18,7 +18,7 @@ PASSWORD = "hunter2"  # noqa: S105
         ("http://hunter2@host", "http://host"),
         ("postgresql+psycopg2://h/x?user=a&password=hunter2", "postgresql+psycopg2://h/x"),
         ("postgresql+psycopg2:///x?password=hunter2", "postgresql+psycopg2:///x"),
-        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("sqlite:////data/a@b/mlflow.db", "sqlite:////data/a@b/mlflow.db"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
         ("./mlruns", "./mlruns"),
         ("http://user:hunter2/ss@host", "http://(address not shown)"),

@@ -422,7 +422,7 @@ def test_command_ends_without_a_traceback_and_without_retries(tree: Tree) -> Non
 
 
 def test_folders_of_this_machine_are_shown_by_their_last_part() -> None:
-    encoder = {"q": {"kind": "local", "name": "/home/alice/models/x", "others": ["~/models/y/", "org/z"]}}
+    encoder = {"q": {"kind": "local", "name": "/data/alice/models/x", "others": ["~/models/y/", "org/z"]}}
     shown = shown_params("train_base", {"train_base": {"question_encoders": encoder}, "base": {"where": "C:\\a\\b"}})
     assert shown == {
         "question_encoders.q.kind": "local",
