@@ -17,6 +17,7 @@ from arms_model.served import ROLES, SERVED, check_files, file_sha256
 from arms_model.storage import CONFIG, WEIGHTS
 
 FILES = "arms.files"  # the tag
+MAX_DESCRIPTION = 5000  # characters: the column's width in MLflow's store; PostgreSQL refuses more
 CODE = "pyfunc_model.py"
 INSIDE = "artifacts/served"
 _NO_BYTE_CODE = "__pycache__"  # an empty file: Python then leaves no byte code in a store that pyfunc loads from

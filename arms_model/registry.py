@@ -13,7 +13,6 @@ a second look afterwards. What the hashes do not protect from is somebody who ma
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -27,13 +26,21 @@ from typing import Any
 from arms_model.answering import ServedRouter
 from arms_model.errors import ArmsError, ConfigError, DataError, StorageError
 from arms_model.history import Action, Entry, History, Mirror, checked_why, read_history
-from arms_model.logged_model import FILES, INSIDE, download, expected_files, remove_all, save_pyfunc
+from arms_model.locks import locked
+from arms_model.logged_model import (
+    FILES,
+    INSIDE,
+    MAX_DESCRIPTION,
+    download,
+    expected_files,
+    remove_all,
+    save_pyfunc,
+)
 from arms_model.served import check_files, load_served
 from arms_model.uris import hidden, shown_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 DIGEST, STRATEGY = "arms.digest", "arms.strategy"
-MAX_DESCRIPTION = 5000  # characters: the column's width in MLflow's store; PostgreSQL refuses more
 MAX_TAG = 100_000  # characters of a version's tag
 logger = logging.getLogger(__name__)
 
@@ -449,13 +456,7 @@ class Registry:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         """Hold the lock file; it is let go when the process ends, however it does."""
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                logger.info("another command changes the registry; waiting for it (%s)", self._lock)
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        with locked(self._lock, waits_for=f"another command changes the registry ({self._lock})"):
             yield
 
     @contextlib.contextmanager

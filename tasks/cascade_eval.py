@@ -62,7 +62,7 @@ from tasks.common.results import print_tables, rows_frame, write_csv
 from tasks.common.routers import router_vectors
 from tasks.common.stage import run_stage
 from tasks.common.strategies import STAGE_OF, HeldOut, Scores, Strategy, cascades, select
-from tasks.common.tables import read_table, write_table
+from tasks.common.tables import TEST_SPLITS, read_table, strategy_row, write_table
 from tasks.common.vlms import load_vlms
 
 STAGE = "cascade_eval"
@@ -166,13 +166,12 @@ def joined(strategy: Strategy, scores: Scores, view: View) -> Method:
         The method; `strategy` and `tau` stand in its rows, and `share_new_run`: of queries that ran the other router.
     """
     choice = strategy.choose(scores, view.candidates, view.is_base)
-    name = f"ARMS {strategy.name}"
     return Method(
-        name=f"{name}, tau {strategy.tau:g}",
+        name=strategy_row(strategy.name, strategy.tau),
         kind="router",
         chosen=choice.column[None],
         confidences=choice.confidences[None],
-        settings={"strategy": name, "tau": float(strategy.tau or 0)},
+        settings={"strategy": strategy_row(strategy.name, None), "tau": float(strategy.tau or 0)},
         per_query={"share_new_run": choice.is_new_run.astype(np.float64)},
     )
 
@@ -292,7 +291,7 @@ def load_held_out(queries: pl.DataFrame, vlms: tuple[str, ...]) -> Scores:
 def confidence_table(table: Table, *, query_ids: Sequence[str], vlms: Sequence[str]) -> pl.DataFrame:
     """Table `confidence`: what each router says of the queries that it was not trained on."""
     parts = []
-    for split in ("gate", "test_id", "test_ood"):
+    for split in ("gate", *TEST_SPLITS):
         rows = np.flatnonzero(table.splits == split)
         for router in STAGE_OF:
             confidences = table.scores.of(router)
@@ -331,7 +330,7 @@ def body() -> None:
     )
     parts = [
         part
-        for split in ("test_id", "test_ood")
+        for split in TEST_SPLITS
         if (part := split_tables(settings, labels=labels, scored=scored, table=everything, split=split, seed=seed))
     ]
     if not parts:

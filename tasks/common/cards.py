@@ -13,12 +13,11 @@ import polars as pl
 
 from arms_model.answering import ServedRouter
 from arms_model.evaluation import MACRO
+from arms_model.logged_model import MAX_DESCRIPTION
 from tasks.common.comparison import BEST_PER_TASK, BEST_SINGLE, KNN
 from tasks.common.results import markdown
+from tasks.common.tables import SPLITS, TEST_SPLITS, strategy_row
 
-MAX_CARD = 5000
-SPLITS = ("train", "validation", "gate", "test_id", "test_ood")
-TESTED = ("test_id", "test_ood")
 ORACLE = "oracle"
 _CASCADE = "A cascade (Algorithm 1): the base router; where it is not sure (confidence at most tau), also "
 _WHAT = {
@@ -60,10 +59,8 @@ class CardInputs:
 
 def method_of(entry: dict[str, Any]) -> tuple[str, str]:
     """The row of `cascade_eval/table.csv` that a strategy is: pool and method."""
-    name = f"ARMS {entry['strategy']}"
-    if entry["tau"] is not None:
-        name += f", tau {entry['tau']:g}"
-    return ("base" if entry["strategy"] == "base" else "extended"), name
+    pool = "base" if entry["strategy"] == "base" else "extended"
+    return pool, strategy_row(entry["strategy"], entry["tau"])
 
 
 def rows_of(table: pl.DataFrame, *, split: str, pool: str, benchmark: str = MACRO) -> dict[str, dict[str, Any]]:
@@ -78,12 +75,12 @@ def em_text(row: dict[str, Any]) -> str:
 
 
 def model_card(inputs: CardInputs) -> str:
-    """The card, at most `MAX_CARD` characters."""
+    """The card, at most `MAX_DESCRIPTION` characters."""
     for limit in (40, 20, 12, 8, 5, 3, 2, 1, 0):
         card = _card(inputs, limit)
-        if len(card) <= MAX_CARD:
+        if len(card) <= MAX_DESCRIPTION:
             return card
-    return card[: MAX_CARD - 1] + "…"
+    return card[: MAX_DESCRIPTION - 1] + "…"
 
 
 def _card(inputs: CardInputs, limit: int) -> str:
@@ -109,7 +106,7 @@ def _results(inputs: CardInputs) -> str:
     """Macro EM beside what is simpler, and said in words which is better."""
     pool, method = method_of(inputs.entry)
     lines, words = [], []
-    for split in TESTED:
+    for split in TEST_SPLITS:
         rows = rows_of(inputs.table, split=split, pool=pool)
         if method not in rows:
             words.append(f"No labelled query in {split}.")
@@ -144,7 +141,7 @@ def _compared(row: dict[str, Any], split: str, other: str) -> str:
 def _calibration(inputs: CardInputs) -> str:
     pool, method = method_of(inputs.entry)
     lines = []
-    for split in TESTED:
+    for split in TEST_SPLITS:
         row = rows_of(inputs.table, split=split, pool=pool).get(method)
         if row is not None:
             lines.append([split, *(_figure(row.get(name)) for name in ("ece", "ece_chosen", "log_loss", "brier"))])

@@ -16,6 +16,7 @@ from typing import Any
 
 from tasks.common.files import read_json
 from tasks.common.stage_inputs import StageInputs
+from tasks.common.tables import strategy_row
 
 TRAINING = ("train_base", "train_incremental", "train_independent")
 EVALUATION = "cascade_eval"
@@ -148,8 +149,8 @@ def evaluation_metrics(evaluated: dict[str, Any], selection: dict[str, Any]) -> 
     shown = {"best single": "best single", "oracle": "oracle"}
     metrics: dict[str, float] = {}
     for entry in selection["strategies"]:
-        tau = "" if entry["tau"] is None else f", tau {entry['tau']:g}"
-        shown[f"ARMS {entry['strategy']}{tau}"] = name = _plain(f"ARMS {entry['strategy']}")
+        name = _plain(strategy_row(entry["strategy"], None))
+        shown[strategy_row(entry["strategy"], entry["tau"])] = name
         if entry["em"] is not None:
             metrics[f"held_out/{name}"] = float(entry["em"])
     for split, pools in evaluated.items():

@@ -45,6 +45,8 @@ KEYS: dict[str, list[str]] = {
     "split": ["query_id"], "embed_index": ["query_id"], "held_out": ["query_id", "vlm"],
     "confidence": ["router", "query_id", "vlm"], "fold": ["query_id", "vlm"],
 }  # fmt: skip
+TEST_SPLITS = ("test_id", "test_ood")
+SPLITS = ("train", "validation", "gate", *TEST_SPLITS)
 COLLECT_OPTIONAL = (  # what a recorded table may leave out
     "error", "latency_s", "prompt_tokens", "completion_tokens", "cost_usd", "spent_usd", "finish_reason", "request_id",
     "answer_key",
@@ -82,6 +84,11 @@ def write_table(path: Path, frame: pl.DataFrame, table: str) -> None:
     """
     check_table(frame, table, str(path))
     write_parquet(path, frame.select(*SCHEMAS[table]).sort(KEYS[table]))
+
+
+def strategy_row(strategy: str, tau: float | None) -> str:
+    """What a way to serve is called in `cascade_eval/table.csv`, column `method`."""
+    return f"ARMS {strategy}" + ("" if tau is None else f", tau {tau:g}")
 
 
 def read_parquet(path: Path) -> pl.DataFrame:

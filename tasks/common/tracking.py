@@ -11,7 +11,6 @@ MLflow is imported when it is spoken to (seconds), with its telemetry off and ti
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,6 +26,7 @@ from urllib.parse import urlsplit
 import polars as pl
 
 from arms_model.errors import ConfigError, EndpointError
+from arms_model.locks import locked
 from arms_model.uris import hidden, shown_uri
 from tasks.common.environment import environment, git_state
 from tasks.common.files import written_whole
@@ -189,13 +189,7 @@ def speaking_with(uri: str) -> Iterator[None]:
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Hold the right to make runs; the system frees it when its holder dies."""
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process is writing the record; waiting until it is done")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with locked(LOCK, waits_for="another process is writing the record"):
         yield
 
 

@@ -13,11 +13,11 @@ import polars as pl
 
 from arms_model.answering import ServedRouter
 from arms_model.errors import ConfigError
-from tasks.common.cards import TESTED, CardInputs, em_text, method_of, model_card, rows_of
+from tasks.common.cards import CardInputs, em_text, method_of, model_card, rows_of
 from tasks.common.dataset import load_queries, load_splits
 from tasks.common.params import raw_section
 from tasks.common.stage_inputs import StageFiles
-from tasks.common.tables import read_table
+from tasks.common.tables import TEST_SPLITS, read_table
 
 EVALUATION = "cascade_eval"
 
@@ -104,7 +104,7 @@ def em_tags(entry: dict[str, Any], table: pl.DataFrame) -> dict[str, str]:
     """Macro EM with its interval on held-out training queries and on the test splits."""
     pool, method = method_of(entry)
     tags = {} if entry["em"] is None else {"arms.em.held_out": em_text(entry)}
-    for split in TESTED:
+    for split in TEST_SPLITS:
         row = rows_of(table, split=split, pool=pool).get(method)
         if row is not None:
             tags[f"arms.em.{split}"] = em_text(row)

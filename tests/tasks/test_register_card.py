@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 
 from arms_model.answering import ServedRouter
+from arms_model.logged_model import MAX_DESCRIPTION
 from arms_model.served import load_served, save_served
-from tasks.common.cards import MAX_CARD, CardInputs, model_card
+from tasks.common.cards import CardInputs, model_card
 from tasks.common.version_notes import data_hash
 from tests.arms_model.toys import save_toy_cascade, save_toy_router, trained
 from tests.conftest import Tree
@@ -144,7 +145,7 @@ def test_long_card_leaves_out_list_entries_and_says_so(served: ServedRouter) -> 
     rows = [row(METHOD), *(row(METHOD, benchmark=f"benchmark {n:03d}", minus=-0.1) for n in range(300))]
     counts = pl.DataFrame({"benchmark": [f"benchmark {n:03d}" for n in range(300)], "split": "train", "len": 1})
     text = card(served, table(*rows), counts=counts)
-    assert len(text) <= MAX_CARD
+    assert len(text) <= MAX_DESCRIPTION
     assert "more" in text.split("## Weak groups")[1].split("##")[0]
     assert "| 300 benchmarks | 300 | 0 |" in text
     assert text.endswith("not why.\n")  # shorter, not cut
@@ -158,5 +159,5 @@ def test_card_of_many_vlms_names_where_all_stand(tmp_path: Path) -> None:
         tmp_path / "served", strategy="base + independent", base=trained().base, new=tmp_path / "router", tau=0.6
     )
     text = card(load_served(tmp_path / "served"), table(row(METHOD)))
-    assert len(text) <= MAX_CARD
+    assert len(text) <= MAX_DESCRIPTION
     assert "more (tag `arms.vlms`)" in text

@@ -13,7 +13,6 @@ budgets. docs/decisions/0005-answer-store.md says why so.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from arms_model.errors import StorageError
+from arms_model.locks import locked
 
 log = logging.getLogger(__name__)
 STORE = Path(".arms/answers.sqlite")
@@ -305,13 +305,6 @@ def serving_alone(store: Path, endpoint: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(store: Path, what: str, *, waits_for: str | None = None) -> Iterator[None]:
     """Hold a lock beside the store; the system frees it when its holder dies."""
-    folder = store.with_suffix(".locks")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / hashlib.sha256(what.encode()).hexdigest()[:16]).open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waits_for is not None:
-                log.info("%s; waiting until it is done", waits_for)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    name = hashlib.sha256(what.encode()).hexdigest()[:16]
+    with locked(store.with_suffix(".locks") / name, waits_for=waits_for):
         yield

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from tasks.common.gates import Check, Invariant, at_least, none_of_them, one_of, table_view
+from tasks.common.tables import SPLITS
 
-SPLITS = ("train", "validation", "gate", "test_id", "test_ood")
 ONCE = Invariant(
     name="split_query_once",
     sentence="Every query stands in exactly one split, and nothing else does.",

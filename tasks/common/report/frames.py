@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from arms_model.evaluation import MACRO, RANDOM
 from arms_model.metrics import oracle_outcomes, outcomes, random_outcomes
-from tasks.common.report.inputs import SPLITS, TEST_SPLITS, Inputs
+from tasks.common.report.inputs import Inputs
 from tasks.common.strategies import Choice
+from tasks.common.tables import SPLITS, TEST_SPLITS
 
 POOL_NAMES = {"base": "base pool", "extended": "extended pool"}
 SPLIT_NAMES = {"test_id": "In distribution", "test_ood": "Out of distribution"}

@@ -18,11 +18,9 @@ from arms_model.errors import DataError
 from tasks.common.files import read_json
 from tasks.common.params import STAGES, load_seed
 from tasks.common.strategies import STAGE_OF, Scores, Strategy
-from tasks.common.tables import read_table
+from tasks.common.tables import read_table, strategy_row
 from tasks.common.vlms import POOLS, Vlm, load_vlms
 
-TEST_SPLITS = ("test_id", "test_ood")
-SPLITS = ("train", "validation", "gate", *TEST_SPLITS)
 HASHED = (
     "queries/queries.parquet", "profiles/base.parquet", "profiles/new.parquet", "collect/base.parquet",
     "collect/new.parquet", "label/base.parquet", "label/new.parquet", "split/split.parquet",
@@ -201,9 +199,8 @@ def _served(selection: dict[str, Any]) -> tuple[tuple[Served, ...], int]:
     for entry in selection["strategies"]:
         tau = None if entry["tau"] is None else float(entry["tau"])
         strategy = Strategy(routers=tuple(router_of[stage] for stage in entry["routers"]), tau=tau)
-        row = f"ARMS {strategy.name}" + ("" if tau is None else f", tau {tau:g}")
         em = {name: entry[name] for name in ("em", "em_low", "em_high")}
-        served[entry["strategy"]] = Served(strategy=strategy, row=row, **em)
+        served[entry["strategy"]] = Served(strategy=strategy, row=strategy_row(strategy.name, tau), **em)
     picked = served.pop(selection["challenger"])
     return (picked, *served.values()), int(selection["num_queries"])
 

@@ -20,7 +20,8 @@ from tasks.common import results
 from tasks.common.report import figures, frames
 from tasks.common.report.cards import Cards
 from tasks.common.report.drawing import Panel
-from tasks.common.report.inputs import SPLITS, TEST_SPLITS, Inputs
+from tasks.common.report.inputs import Inputs
+from tasks.common.tables import SPLITS, TEST_SPLITS
 
 HERE = Path(__file__).parent
 _VLM_COLUMNS = (  # each is shown where some VLM has it
