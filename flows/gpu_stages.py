@@ -1,0 +1,215 @@
+"""GPU stages on the pool for GPUs: the flow that a worker there runs, and how a run on another pool asks for it.
+
+Stages that follow each other are sent as one list, because each start of a flow run costs seconds. Where the worker's
+folder is another one than the asking run's, on another machine, data goes through the DVC remote: the asking run's
+`dvc.lock` says exactly which, so nothing but the asked stages can run there.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling, Completed, Failed
+
+from flows import sharing
+from flows.graph import read_graph
+from flows.stage_runs import Logger, StageRun
+from flows.stage_tasks import CHECKOUT, run_stage_task
+from flows.trees import TreeIdentity, UserError, identity, tree_of
+
+POOL = "arms-gpu"
+DEPLOYMENT = "gpu-stages/run"
+_OUTCOMES = "gpu-stages"
+_POLL_S = 2.0
+_SAY_S = 300.0
+_WORKER_SOON_S = 20.0  # for that long a worker may be looking elsewhere
+
+
+@flow(name="gpu-stages", flow_run_name="{stages}")
+def gpu_stages(
+    stages: list[str],
+    asked_by: dict[str, str],
+    preset: str | None = None,
+    force: list[str] | None = None,
+    lock: str | None = None,
+) -> State[Any]:
+    """Run stages here, on a machine with a GPU.
+
+    Args:
+        stages: names, in order.
+        asked_by: identity of the tree that the asking run works in (`flows.trees.TreeIdentity`).
+        preset: as for `train_arms`.
+        force: stages that run though nothing changed.
+        lock: the asking run's `dvc.lock`, if it shares through the DVC remote.
+    """
+    log = get_run_logger()
+    folder = tree_of(preset, checkout=CHECKOUT, log=log)
+    is_elsewhere = identity(folder).place != asked_by["place"]
+    try:
+        if is_elsewhere:
+            _take_over(stages, folder, asked_by=TreeIdentity(**asked_by), lock=lock, log=log)
+        graph = read_graph(folder)
+        runs = []
+        for name in stages:
+            state = run_stage_task(graph.stages[name], folder, force=name in (force or ()), pull=is_elsewhere)
+            if not isinstance(state, StageRun):
+                return Failed(message=state.message)
+            runs.append(state)
+        if is_elsewhere:
+            sharing.push(folder, log=log)
+    except (UserError, sharing.RemoteError) as error:
+        return Failed(message=str(error))
+    create_table_artifact(key=_OUTCOMES, table=[asdict(run) for run in runs], description="What each stage did")
+    return Completed(message=", ".join(f"{run.stage} {run.outcome}" for run in runs))
+
+
+def _take_over(stages: Sequence[str], folder: Path, *, asked_by: TreeIdentity, lock: str | None, log: Logger) -> None:
+    """Bring this tree to where the asking run's stands.
+
+    Raises:
+        UserError: code, params or stages are others here, or the asking run shares nothing.
+        flows.sharing.RemoteError: the remote does not have what the stages read.
+    """
+    here = identity(folder)
+    differs = [
+        name
+        for name, mine, theirs in (
+            ("the code", here.code, asked_by.code),
+            ("params.yaml", here.params, asked_by.params),
+            ("dvc.yaml", here.stages, asked_by.stages),
+        )
+        if mine != theirs
+    ]
+    if differs:
+        raise UserError(
+            f"{' and '.join(differs)} of this GPU worker's folder {folder} are not those of the run that asks. Commit "
+            "and push there, `git pull` here, and start the run again."
+        )
+    if lock is None:
+        raise UserError(
+            f"this GPU worker works in another folder ({folder}) than the run that asks, and the run shares nothing. "
+            "Start it with sync: true and a DVC remote, start a GPU worker in its folder, or use pools: single."
+        )
+    sharing.refuse_without_remote(folder)
+    (folder / "dvc.lock").write_text(lock, encoding="utf-8")
+    graph = read_graph(folder)
+    before = sorted(graph.upstream(stages) - set(stages))
+    sharing.pull(before, folder, log=log)
+    if stale := [name for name in before if name in read_graph(folder).changes]:
+        raise UserError(
+            f"stages {', '.join(stale)} are stale here though dvc.lock is the asking run's; see dvc status."
+        )
+
+
+def send(
+    stages: Sequence[str],
+    *,
+    folder: Path,
+    preset: str | None,
+    force: Sequence[str],
+    is_shared: bool,
+    key: str,
+    log: Logger,
+) -> list[StageRun] | State[Any]:
+    """Have `stages` run on the pool for GPUs, and wait.
+
+    Args:
+        stages: names, in order.
+        folder: the tree of the asking run.
+        preset: as for `train_arms`.
+        force: of those, which run though nothing changed.
+        is_shared: whether the asking run has pushed to the DVC remote.
+        key: names this request, so that a second try waits for the first one's run.
+        log: of the asking run.
+
+    Returns:
+        What each stage did, or the state that the run on the other pool ended in.
+
+    Raises:
+        UserError: there is no such deployment.
+    """
+    parameters = {
+        "stages": list(stages),
+        "asked_by": asdict(identity(folder)),
+        "preset": preset,
+        "force": [name for name in force if name in stages],
+        "lock": (folder / "dvc.lock").read_text(encoding="utf-8") if is_shared else None,
+    }
+    try:
+        sent = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, idempotency_key=key)
+    except ObjectNotFound:
+        raise UserError(
+            f"Prefect knows no deployment {DEPLOYMENT}: `make up` registers it. Without a pool for GPUs: pools: single."
+        ) from None
+    assert isinstance(sent, FlowRun)  # noqa: S101 - a coroutine only where called from one
+    log.info("sent %s to pool %s as run '%s'", ", ".join(stages), POOL, sent.name)
+    with get_client(sync_client=True) as client, _cancelled_with_us(client, sent.id):
+        done = _wait(client, sent.id, log=log)
+        if done.state is None or not done.state.is_completed():
+            return done.state or Failed(message=f"run '{sent.name}' on pool {POOL} has no state")
+        return _outcomes(client, sent.id)
+
+
+def _wait(client: SyncPrefectClient, run_id: UUID, *, log: Logger) -> FlowRun:
+    """Wait for the run's end; a server that is restarted meanwhile is waited for."""
+    asked_at, said_at = time.monotonic(), float("-inf")
+    while True:
+        try:
+            found = client.read_flow_run(run_id)
+            if found.state is not None and found.state.is_final():
+                return found
+            is_waiting = found.state is None or found.state.is_scheduled() or found.state.is_pending()
+            if is_waiting and time.monotonic() - said_at >= _SAY_S and not _has_worker(client):
+                said_at = time.monotonic()
+                log.warning(_NO_WORKER)
+            elif is_waiting and time.monotonic() - asked_at >= _WORKER_SOON_S and time.monotonic() - said_at >= _SAY_S:
+                said_at = time.monotonic()
+                log.info("waiting for a free place on pool %s", POOL)
+        except httpx.TransportError as error:
+            log.warning("Prefect's server is away (%s); waiting until it is back", type(error).__name__)
+        time.sleep(_POLL_S)
+
+
+_NO_WORKER = (
+    f"no worker of pool {POOL} is online; the run waits until one is. Start one on the machine with the GPU, in its "
+    f"checkout: `prefect worker start --pool {POOL} --type process --limit 1` (`make up` starts one), or start the run "
+    "again with pools: single, which runs every stage on one pool."
+)
+
+
+def _has_worker(client: SyncPrefectClient) -> bool:
+    return any(worker.status == WorkerStatus.ONLINE for worker in client.read_workers_for_work_pool(POOL))
+
+
+@contextlib.contextmanager
+def _cancelled_with_us(client: SyncPrefectClient, run_id: UUID) -> Iterator[None]:
+    """Cancel the run on the other pool where this one is stopped."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            client.set_flow_run_state(run_id, Cancelling(message="the run that asked for it was stopped"))
+        raise
+
+
+def _outcomes(client: SyncPrefectClient, run_id: UUID) -> list[StageRun]:
+    found = client.read_artifacts(
+        artifact_filter=ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]), key=ArtifactFilterKey(any_=[_OUTCOMES])
+        )
+    )
+    rows = json.loads(str(found[0].data)) if found else []
+    return [StageRun(**row) for row in rows]

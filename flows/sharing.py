@@ -1,0 +1,82 @@
+"""What machines share: the DVC remote with its run cache. Fetched before a run, pushed after it.
+
+The run cache says which inputs gave which outputs, so a machine whose `dvc.lock` is older repeats nothing. Answers that
+were paid for lie in each machine's own store; what the remote has of them, in the sealed tables of `dvc.lock`, is put
+into it before anything could be asked again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.command import run
+from flows.stage_runs import Logger
+from flows.trees import UserError
+
+_COLLECT = "collect"
+
+
+class RemoteError(Exception):
+    """The DVC remote did not do what it was asked to."""
+
+
+def refuse_without_remote(folder: Path) -> None:
+    """Raise UserError where DVC has no remote to sync with."""
+    found = run(["dvc", "config", "core.remote"], folder=folder)
+    if found.code != 0 or not found.text.strip():
+        raise UserError(
+            "sync was asked for, but DVC has no default remote here: `dvc remote add --default NAME URL` (a folder "
+            "that all machines see, or s3://...), or run without sync."
+        )
+
+
+def fetch(folder: Path, *, log: Logger) -> None:
+    """Bring the run cache and what `dvc.lock` names into DVC's cache here.
+
+    Raises:
+        RemoteError: the remote does not answer, or refuses.
+    """
+    found = run(["dvc", "fetch", "--run-cache"], folder=folder, each_line=lambda line: log.info("%s", line))
+    if found.code != 0 and "missing" not in found.text and "do not exist" not in found.text:
+        raise RemoteError(
+            f"the DVC remote gave nothing: {_reason(found.lines)} Nothing was run. Start it, or run without sync (then "
+            "stages that another machine has done may be done again here)."
+        )
+
+
+def restore_answers(folder: Path, *, log: Logger) -> None:
+    """Put the answers of the tables that `dvc.lock` names into this machine's answer store."""
+    if not (folder / "dvc.lock").exists():
+        return
+    found = run(["dvc", "checkout", _COLLECT], folder=folder)
+    if found.code == 0 and (folder / "collect/base.parquet").exists():
+        run(["python", "-m", "tasks.collect", "--restore"], folder=folder, each_line=lambda line: log.info("%s", line))
+
+
+def pull(stages: Sequence[str], folder: Path, *, log: Logger) -> None:
+    """Bring the outputs of `stages`, as `dvc.lock` names them, into the tree.
+
+    Raises:
+        RemoteError: the remote does not have them, or does not answer.
+    """
+    found = run(["dvc", "pull", *stages], folder=folder, each_line=lambda line: log.info("%s", line))
+    if found.code != 0:
+        raise RemoteError(f"the DVC remote did not give the outputs of {', '.join(stages)}: {_reason(found.lines)}")
+
+
+def push(folder: Path, *, log: Logger) -> None:
+    """Bring what this machine has done to the remote.
+
+    Raises:
+        RemoteError: the remote does not answer, or refuses.
+    """
+    found = run(["dvc", "push", "--run-cache"], folder=folder, each_line=lambda line: log.info("%s", line))
+    if found.code != 0:
+        raise RemoteError(
+            f"the DVC remote took nothing: {_reason(found.lines)} All results stand in this folder; when it is back: "
+            "`dvc push --run-cache`."
+        )
+
+
+def _reason(lines: list[str]) -> str:
+    errors = [line for line in lines if line.startswith("ERROR")] or lines[-3:]
+    return " ".join(errors)

@@ -1,0 +1,122 @@
+"""`dvc repro` for one stage: what came of it, and what stood in its way.
+
+DVC alone decides whether the stage runs. Its lock may be held by another process (another run, a person's own `dvc
+repro`): that is waited out with growing, jittered pauses. A lock of a process that is dead is no obstacle: DVC removes
+it.
+"""
+
+import logging
+import random
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flows.command import run
+
+Outcome = Literal["ran", "restored", "unchanged"]
+Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+_BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
+_GATE = "gates failed; nothing was published"
+_DISK_FULL = re.compile(r"No space left on device|disk is full|could not write", re.IGNORECASE)
+_EXIT = re.compile(r"exited with (-?\d+)")
+_WAIT_S = 12 * 3600.0
+
+
+class StageError(Exception):
+    """A stage ended badly.
+
+    Attributes:
+        stage: its name.
+        code: the exit code of its own process: 1 data or the run failed, 2 a user's mistake; None where unknown.
+        is_gate: whether an invariant of its output was broken.
+        can_be_tried_again: whether it may go well without anybody changing anything.
+    """
+
+    def __init__(self, stage: str, text: str, *, code: int | None) -> None:
+        """Say what stopped `stage`: the last lines that it printed."""
+        super().__init__(text)
+        self.stage, self.code = stage, code
+        self.is_gate = _GATE in text
+        self.can_be_tried_again = code == 1 and not self.is_gate and not _DISK_FULL.search(text)
+
+
+class LockBusyError(Exception):
+    """Another process held DVC's lock for hours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """What came of one stage.
+
+    Attributes:
+        stage: its name.
+        outcome: it ran; its outputs were taken from the run cache; or there was nothing to do.
+        seconds: how long it took, waiting included.
+    """
+
+    stage: str
+    outcome: Outcome
+    seconds: float
+
+
+def repro(
+    stage: str, *, folder: Path, log: Logger, force: bool = False, pull: bool = False, timeout_s: float | None = None
+) -> StageRun:
+    """Have DVC bring one stage up to date.
+
+    Args:
+        stage: its name.
+        folder: the tree.
+        log: takes each line that the stage prints.
+        force: run it though nothing changed.
+        pull: take what is missing from the DVC remote and its run cache.
+        timeout_s: for one try, s.
+
+    Raises:
+        StageError: it ended badly.
+        LockBusyError: DVC's lock stayed taken.
+        flows.command.CommandTimeoutError: it was stopped.
+    """
+    started = time.monotonic()
+    command = ["dvc", "repro", "--single-item", *(["--force"] if force else []), *(["--pull"] if pull else []), stage]
+    for pause in _pauses():
+        found = run(command, folder=folder, each_line=lambda line: log.info("%s", line), timeout_s=timeout_s)
+        if found.code == 0:
+            seconds = time.monotonic() - started
+            return StageRun(stage=stage, outcome=_outcome(found.lines), seconds=seconds)
+        if not any(sign in found.text for sign in _BUSY):
+            code = _EXIT.search(found.lines[-1] if found.lines else "")
+            raise StageError(stage, _last_words(found.lines), code=int(code[1]) if code else None)
+        log.info("another process works in this folder; stage %s is tried again in %.0f s", stage, pause)
+        time.sleep(pause)
+    raise LockBusyError(
+        f"DVC's lock in {folder} was taken for {_WAIT_S / 3600:.0f} hours, so stage {stage} did not run. Its last "
+        f"words: {_last_words(found.lines)}. End that process; if there is none, remove .dvc/tmp/lock and "
+        ".dvc/tmp/rwlock."
+    )
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds to wait before each further try: 1, 2, 4 ... 30, each drawn from half of it to one and a half."""
+    until, pause = time.monotonic() + _WAIT_S, 1.0
+    while time.monotonic() < until:
+        yield pause * random.uniform(0.5, 1.5)
+        pause = min(2 * pause, 30.0)
+
+
+def _outcome(lines: list[str]) -> Outcome:
+    if any(line.startswith("Running stage '") for line in lines):
+        return "ran"
+    if any("is cached - skipping run" in line for line in lines):
+        return "restored"
+    return "unchanged"
+
+
+def _last_words(lines: list[str]) -> str:
+    """The last lines without DVC's own, which only repeat the command."""
+    own = [line for line in lines if line.strip() and not line.startswith(("ERROR: failed to reproduce", "> "))]
+    return "\n".join(own[-12:])

@@ -1,0 +1,109 @@
+"""The tree that a run works in: the checkout, or the workspace of a preset; one run at a time in each."""
+
+import contextlib
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from flows.command import run
+from flows.stage_runs import Logger
+
+CODE = ("arms_model", "tasks", "sandbox")
+_SAY_S = 60.0
+_POLL_S = 1.0
+
+
+class UserError(Exception):
+    """Something that was asked for cannot be done; the text says what to do instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeIdentity:
+    """What two machines must agree on before one works for the other.
+
+    Attributes:
+        place: names this very folder; another one, if it is not the same folder.
+        code: hash of the code that stages run.
+        params: hash of params.yaml.
+        stages: hash of dvc.yaml.
+    """
+
+    place: str
+    code: str
+    params: str
+    stages: str
+
+
+def tree_of(preset: str | None, *, checkout: Path, log: Logger) -> Path:
+    """The folder that `preset` is run in; a workspace is made, or brought up to date.
+
+    Args:
+        preset: path of a params file, e.g. `presets/real.yaml`; None for the checkout with its params.yaml.
+        checkout: the top folder.
+        log: takes what is said meanwhile.
+
+    Raises:
+        UserError: there is no such preset, or it cannot be used.
+    """
+    if preset is None:
+        return checkout
+    made = run(
+        ["python", "-m", "tasks.common.workspace", preset], folder=checkout, each_line=lambda line: log.info(line)
+    )
+    if made.code != 0:
+        raise UserError(f"preset {preset} cannot be used: {made.text}")
+    return checkout / made.lines[-1]
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, *, log: Logger) -> Iterator[None]:
+    """Hold the tree while a run works in it; the system frees it when its holder dies, however it dies."""
+    path = folder / ".arms/locks/train-arms"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, said_at = FileLock(path), -_SAY_S
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            break
+        except Timeout:
+            if time.monotonic() - said_at >= _SAY_S:
+                said_at = time.monotonic()
+                log.info("another run works in %s; waiting until it is done", folder)
+            time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def identity(folder: Path) -> TreeIdentity:
+    """What stands in `folder` now."""
+    files = sorted(path for room in CODE for path in (folder / room).rglob("*") if path.suffix in (".py", ".json"))
+    code = hashlib.sha256()
+    for path in files:
+        code.update(os.fsencode(path.relative_to(folder)) + b"\0" + path.read_bytes() + b"\0")
+    return TreeIdentity(
+        place=_place(folder),
+        code=code.hexdigest()[:16],
+        params=_sha256(folder / "params.yaml"),
+        stages=_sha256(folder / "dvc.yaml"),
+    )
+
+
+def _place(folder: Path) -> str:
+    """A random name kept in the folder, and the file's number: a copy of the folder has another one."""
+    path = folder / ".arms/place"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex, encoding="ascii")
+    return f"{path.read_text(encoding='ascii')}-{path.stat().st_ino}"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
