@@ -1,6 +1,6 @@
 # The verbs. Works from a fresh clone with git, make and Python 3.11 or newer; all else is installed into .uv and .venv.
 .DEFAULT_GOAL := help
-.PHONY: help install run check test real crossfit ui report clean
+.PHONY: help install run check test real crossfit ui report up down status clean
 
 PYTHON ?= python3
 # uv: the one on the path if it starts, else one of the project's own
@@ -20,6 +20,9 @@ help:
 	@echo "make crossfit  the claimed figures: grouped 5-fold cross-fitting, after make real; resumable"
 	@echo "make ui       MLflow's pages on 127.0.0.1 (PORT=5000, WORKSPACE=. or e.g. workspaces/real): runs, curves, models"
 	@echo "make report   the report of the last run, made where it is stale and opened in a browser (WORKSPACE=. as above)"
+	@echo "make up       Prefect, MLflow and workers on 127.0.0.1 (PREFECT_PORT=4200, MLFLOW_PORT=5000, GPU_WORKERS=one a GPU)"
+	@echo "make down     end all that make up started, and all that it began"
+	@echo "make status   what runs, what is stale, which VLMs are new, who is champion, what was spent"
 	@echo "make install  only install"
 	@echo "make clean    remove what tools left (caches); data, models and environments stay"
 
@@ -77,6 +80,16 @@ report: export HF_HUB_OFFLINE := 1
 report: install
 	@cd "$(WORKSPACE)" && dvc repro --quiet report && page="$$(pwd)/report/report.html" && echo "$$page" && \
 		if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then python -m webbrowser "file://$$page"; fi
+
+up: install
+	@python -m flows.services up $(if $(PREFECT_PORT),--prefect-port $(PREFECT_PORT)) \
+		$(if $(MLFLOW_PORT),--mlflow-port $(MLFLOW_PORT)) $(if $(GPU_WORKERS),--gpu-workers $(GPU_WORKERS))
+
+down:  # installs nothing: what runs may be using the environment
+	@if [ -x .venv/bin/python ]; then python -m flows.services down; else echo "Nothing was running."; fi
+
+status: install
+	@python -m flows.overview
 
 clean:
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
