@@ -60,7 +60,7 @@ from tasks.common.params import load_group_by, load_section, load_seed
 from tasks.common.publishing import HELD_OUT, MODELS, NOTHING, confidence_rows
 from tasks.common.results import print_tables, rows_frame, write_csv
 from tasks.common.routers import router_vectors
-from tasks.common.stage import run_stage
+from tasks.common.stage import run_command, run_stage
 from tasks.common.strategies import STAGE_OF, HeldOut, Scores, Strategy, cascades, select
 from tasks.common.tables import TEST_SPLITS, read_table, strategy_row, write_table
 from tasks.common.vlms import load_vlms
@@ -376,7 +376,9 @@ def main() -> int:
         help="print the stored table instead of computing it; em: the share of right choices only",
     )
     shown = parser.parse_args().show
-    return run_stage(STAGE, body if shown is None else partial(show, with_pairs=shown == "all"))
+    if shown is not None:
+        return run_command(STAGE, partial(show, with_pairs=shown == "all"))
+    return run_stage(STAGE, body)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from tasks.common.invariants.collect import CollectGate, checks
 from tasks.common.labelling import answered_rightly
 from tasks.common.mapped import TableMapping, read_outputs
 from tasks.common.params import load_gate, load_section
-from tasks.common.stage import run_stage
+from tasks.common.stage import run_command, run_stage
 from tasks.common.tables import SCHEMAS, read_table, write_table
 from tasks.common.vlms import POOLS, Vlm, load_vlms
 
@@ -248,10 +248,11 @@ def main() -> int:
         "--new-store", action="store_true", help="say that what was sealed here before may be asked, and paid, again"
     )
     options = parser.parse_args()
-    work = (
-        dry_run if options.dry_run else restore_store if options.restore else new_store if options.new_store else body
-    )
-    return run_stage("collect", work)
+    instead_of_body = {"dry_run": dry_run, "restore": restore_store, "new_store": new_store}
+    for option, work in instead_of_body.items():
+        if getattr(options, option):
+            return run_command("collect", work)
+    return run_stage("collect", body)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from arms_model.served import load_served, save_served
 from tasks.common.files import read_json, write_json
 from tasks.common.gate_split import judge, load_gate_split, verdict_lines
 from tasks.common.params import load_group_by, load_section, load_seed
-from tasks.common.stage import run_stage
+from tasks.common.stage import run_command, run_stage
 from tasks.common.tracking import (
     RecordedRuns,
     complete_records,
@@ -368,8 +368,9 @@ def main() -> int:
     given = parser.parse_args()
     for noisy in ("mlflow.store.db.utils", "mlflow.utils.environment", "mlflow.utils.requirements_utils"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # tracebacks of what we say ourselves; pip's version
+    if given.command is None:
+        return run_stage(STAGE, body)
     work = {
-        None: body,
         "promote": lambda: promote(number=given.version, why=given.why, force=given.force, yes=given.yes),
         "rollback": lambda: rollback(why=given.why),
         "history": history,
@@ -378,7 +379,7 @@ def main() -> int:
             which=given.which, question=given.question, image=given.image, candidates=given.candidates
         ),
     }
-    return run_stage(STAGE, work[given.command])
+    return run_command(STAGE, work[given.command])
 
 
 if __name__ == "__main__":

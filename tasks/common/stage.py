@@ -1,17 +1,29 @@
-"""How every stage's `main` starts and ends: logging, errors without a traceback, exit codes.
+"""How the `main` of every stage and command starts and ends: logging, errors without a traceback, exit codes.
 
 Exit codes: 0 done; 1 data or the run failed; 2 a user's mistake; 130 stopped by Ctrl-C (SIGINT) or 143 by SIGTERM.
+
+A stage, moreover, is never at work twice in one tree: DVC, killed by kill -9, leaves its stage running and starts a
+second copy beside it the next time. So a stage ends with the `dvc repro` that started it, and holds a lock while it
+works, which helps where its end cannot be seen, too.
 """
 
 import logging
 import os
+import select
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from arms_model.errors import ArmsError
+from arms_model.locks import locked
 from tasks.common.files import full_disk_reason
+
+LOCKS = Path(".arms/locks")
+log = logging.getLogger(__name__)
 
 
 class Terminated(BaseException):
@@ -19,11 +31,31 @@ class Terminated(BaseException):
 
 
 def run_stage(name: str, body: Callable[[], None]) -> int:
+    """Run a stage of the graph: one copy at a time in this tree, and not longer than the `dvc repro` that started it.
+
+    Args:
+        name: the stage's name, for the messages and the lock.
+        body: the stage's work; it writes through `tasks.common.files`, so stopping it leaves nothing half-written.
+
+    Returns:
+        The exit code.
+    """
+
+    def alone() -> None:
+        if "DVC_STAGE" in os.environ:  # by hand, a stage may outlive the shell that started it
+            _end_with_dvc()
+        with locked(LOCKS / name, waits_for=f"stage {name} is at work in this folder already"):
+            body()
+
+    return run_command(name, alone)
+
+
+def run_command(name: str, body: Callable[[], None]) -> int:
     """Run `body` and turn what stops it into an exit code and a message for people.
 
     Args:
-        name: the stage's name, for the messages.
-        body: the stage's work; it writes through `tasks.common.files`, so stopping it leaves nothing half-written.
+        name: of the stage or the command, for the messages.
+        body: the work; see `run_stage`.
 
     Returns:
         The exit code.
@@ -50,6 +82,58 @@ def run_stage(name: str, body: Callable[[], None]) -> int:
     except (KeyboardInterrupt, Terminated) as stop:
         return _stopped(name, stop)
     return 0
+
+
+def _end_with_dvc() -> None:
+    """Get SIGTERM when the `dvc repro` that started this stage is gone, even by kill -9.
+
+    Linux tells when a process ends. Elsewhere a changed parent shows it, unless a shell stayed between the two.
+
+    **Decision**: not `prctl(PR_SET_PDEATHSIG)`: it tells of the parent only, which may be that shell, and of the end of
+    the thread that started us.
+
+    Raises:
+        Terminated: DVC is gone already: it was killed while this stage was loading.
+    """
+    child, parent = os.getpid(), os.getppid()
+    while _is_shell_between(parent):
+        child, parent = parent, _parent_of(parent)
+    pidfd: int | None = None
+    try:
+        if sys.platform == "linux":
+            pidfd = os.pidfd_open(parent)
+        if os.getpgid(child) != os.getpgid(parent):  # DVC's children are in its group; who adopts orphans is not
+            raise ProcessLookupError
+    except ProcessLookupError:
+        log.warning("the `dvc repro` that started this stage is gone; not starting")
+        raise Terminated from None
+    except OSError as error:  # a kernel before 5.3, or a container that forbids it
+        log.debug("the end of process %d cannot be waited for (%s)", parent, error)
+    threading.Thread(target=_stop_after, args=(parent, pidfd), daemon=True).start()
+
+
+def _stop_after(parent: int, pidfd: int | None) -> None:
+    if pidfd is not None:
+        select.select([pidfd], [], [])
+    else:
+        first = os.getppid()
+        while os.getppid() == first:
+            time.sleep(1)
+    log.warning("the `dvc repro` that started this stage (process %d) is gone; stopping", parent)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_shell_between(pid: int) -> bool:
+    """Whether a process is the shell that DVC runs our command in; most shells become the command and are gone."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    except OSError:
+        return False
+    return len(words) > 2 and words[-2] == b"-c" and b"python -m tasks." in words[-1]
+
+
+def _parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | Terminated | None:

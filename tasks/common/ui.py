@@ -18,7 +18,7 @@ from urllib.parse import quote
 from arms_model.errors import ConfigError, DataError, EndpointError
 from arms_model.uris import shown_uri
 from tasks.common.params import raw_section
-from tasks.common.stage import run_stage
+from tasks.common.stage import run_command
 from tasks.common.tracking import (
     QUERIES,
     STORE,
@@ -108,7 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tasks.common.ui", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, default=5000)
     port = parser.parse_args().port
-    return run_stage("ui", lambda: serve(port))
+    return run_command("ui", lambda: serve(port))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from arms_model.errors import ConfigError
 from tasks.common.files import read_json, write_json, written_whole
 from tasks.common.mapped import source_paths
 from tasks.common.recorded import SOURCE_FILES, source_folder
-from tasks.common.stage import run_stage
+from tasks.common.stage import run_command
 
 log = logging.getLogger(__name__)
 WORKSPACES = Path("workspaces")
@@ -157,7 +157,7 @@ def main() -> int:
         make_workspace(preset, checkout=Path.cwd(), folder=folder)
         print(os.fspath(folder))
 
-    return run_stage("workspace", body)
+    return run_command("workspace", body)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from rich.table import Table
 from arms_model.errors import ConfigError
 from arms_model.pictures import DEFAULT_MAX_PIXELS
 from tasks.common import recorded
-from tasks.common.stage import run_stage
+from tasks.common.stage import run_command
 from tasks.importers.recording import Recording, recording
 
 _PICTURE_FOLDERS = ("images", "media")  # options of importers
@@ -86,7 +86,7 @@ def run_importer(
             body(options, taken)
         print_summary(options.out, left_out=taken.left_out)
 
-    return run_stage(module, run)
+    return run_command(module, run)
 
 
 def print_summary(out: Path, *, left_out: Mapping[str, str]) -> None:

@@ -61,7 +61,7 @@ from tasks.common.results import (
     write_csv,
 )
 from tasks.common.routers import Inputs, RouterSettings, frozen, make_config, make_inputs
-from tasks.common.stage import run_stage
+from tasks.common.stage import run_command
 from tasks.studies.crossfit_report import REFERENCES, ROUTER, compare, document
 from tasks.studies.kept_folds import Job, keep, open_study, read_confidences
 
@@ -340,7 +340,7 @@ def main() -> int:
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each (default: the cores)")
     add("--refit", action="store_true", help="remove all kept folds first; leave it out to go on after a stop")
     arguments = parser.parse_args()
-    return run_stage("crossfit", lambda: study(arguments))
+    return run_command("crossfit", lambda: study(arguments))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from arms_model.errors import DataError
 from tasks.common import recorded
 from tasks.common.files import written_whole
 from tasks.common.normalise import judge
-from tasks.common.stage import run_stage
+from tasks.common.stage import run_command
 
 log = logging.getLogger(__name__)
 DISAGREEMENTS = Path("docs/label-disagreements.csv")
@@ -127,7 +127,7 @@ def body() -> None:
 
 def main() -> int:
     """Run the study; returns the exit code."""
-    return run_stage("label_agreement", body)
+    return run_command("label_agreement", body)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def test_two_collections_at_once_ask_each_question_once(asking: AskingFolder, se
     ends = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
     assert len(server.asked) == 180
-    assert any("another collection asks" in errors for _, errors in ends)
+    assert any("stage collect is at work in this folder already" in errors for _, errors in ends)
     assert asking.table().height == 180
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from arms_model.errors import ConfigError, DataError, EndpointError, StorageError
-from tasks.common.stage import run_stage
+from tasks.common.stage import run_command
 
 ROOT = Path(__file__).parents[2]
 
 
 def _run(body: str) -> subprocess.CompletedProcess[str]:
     script = (
-        f"import os, signal, sys, time\nfrom tasks.common.stage import run_stage\ndef body():\n    {body}\n"
-        "sys.exit(run_stage('toy', body))\n"
+        f"import os, signal, sys, time\nfrom tasks.common.stage import run_command\ndef body():\n    {body}\n"
+        "sys.exit(run_command('toy', body))\n"
     )
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
 
@@ -41,22 +41,22 @@ def _signal_handlers_as_before() -> object:
 def test_error_on_purpose_ends_with_its_exit_code_and_text(
     error: Exception, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_stage("toy", _raiser(error)) == code
+    assert run_command("toy", _raiser(error)) == code
     assert capsys.readouterr().err == f"toy: {error}\n"
 
 
 def test_body_that_ends_well_gives_0() -> None:
-    assert run_stage("toy", lambda: None) == 0
+    assert run_command("toy", lambda: None) == 0
 
 
 def test_full_disk_outside_the_writers_ends_with_1_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_stage("toy", _raiser(RuntimeError("I/O error: No space left on device (os error 28)"))) == 1
+    assert run_command("toy", _raiser(RuntimeError("I/O error: No space left on device (os error 28)"))) == 1
     assert capsys.readouterr().err.startswith("toy: could not write: the disk is full. Free some space")
 
 
 def test_mistake_of_ours_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
-        run_stage("toy", _raiser(ZeroDivisionError()))
+        run_command("toy", _raiser(ZeroDivisionError()))
 
 
 @pytest.mark.parametrize(("name", "code", "words"), [("SIGINT", 130, "Ctrl-C"), ("SIGTERM", 143, "SIGTERM")])
@@ -74,7 +74,7 @@ def test_stop_that_breaks_the_cleaning_up_is_still_a_stop(capsys: pytest.Capture
         finally:
             os.close(-1)  # as a folder's removal does that is interrupted halfway: OSError
 
-    assert run_stage("toy", body) == 130
+    assert run_command("toy", body) == 130
     assert capsys.readouterr().err.startswith("toy: stopped by Ctrl-C.")
 
 
