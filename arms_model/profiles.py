@@ -2,7 +2,8 @@
 
 Source: the paper's profiles name a VLM, its parameter count, architecture, language model and vision model; provider,
 languages and release month are ours. A field that is not known is left out of the sentence, never written as a guess.
-Prices stay out: a new price must not change a router.
+Prices stay out, and so does what people call the VLM on
+pages: neither may change a router (docs/decisions/0010-display-names.md).
 """
 
 import re
@@ -23,7 +24,7 @@ class VlmFacts:
     """What may stand in a profile sentence.
 
     Attributes:
-        display_name: the VLM's name as people write it.
+        name: what the sentence calls the VLM; it may not change when pages call it something else.
         provider: who made it; the empty string where that is not known.
         params_b: parameters in billions; None where not disclosed.
         architecture: e.g. `mixture of experts`; None where not known.
@@ -33,7 +34,7 @@ class VlmFacts:
         released: month of release as `YYYY-MM`; None where not known.
     """
 
-    display_name: str
+    name: str
     provider: str = ""
     params_b: float | None = None
     architecture: str | None = None
@@ -48,7 +49,7 @@ def profile_sentence(facts: VlmFacts, *, variant: Variant = "full") -> str:
 
     Args:
         facts: what is known.
-        variant: `full`, or `name` for the display name alone (one reading of the ablation 'without profiles').
+        variant: `full`, or `name` for the name alone (one reading of the ablation 'without profiles').
 
     Returns:
         The sentence; the same facts give the same sentence.
@@ -56,15 +57,15 @@ def profile_sentence(facts: VlmFacts, *, variant: Variant = "full") -> str:
     Raises:
         ConfigError: the name is empty, or the release month is no `YYYY-MM`.
 
-    >>> profile_sentence(VlmFacts(display_name="Toy-VL 2B", provider="Toy Lab", params_b=2.2, released="2024-08"))
+    >>> profile_sentence(VlmFacts(name="Toy-VL 2B", provider="Toy Lab", params_b=2.2, released="2024-08"))
     'Toy-VL 2B is a vision-language model by Toy Lab with 2.2 billion parameters, released in August 2024.'
-    >>> profile_sentence(VlmFacts(display_name="Toy-VL 2B"))
+    >>> profile_sentence(VlmFacts(name="Toy-VL 2B"))
     'Toy-VL 2B is a vision-language model.'
     """
-    name = facts.display_name.strip()
+    name = facts.name.strip()
     if not name:
         raise ConfigError(
-            "display_name is empty; a profile sentence needs the VLM's name. Write it in its block of `vlms`."
+            "the name is empty; a profile sentence needs one. Write name or profile_name in the VLM's block of `vlms`."
         )
     if variant == "name":
         return name

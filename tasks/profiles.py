@@ -1,7 +1,7 @@
 """Stage `profiles`: one sentence per VLM from `params.yaml: vlms`, a table per pool.
 
-The tables hold no prices: a price change must not retrain anything. They stand apart per pool, so that a new VLM leaves
-`profiles/base.parquet` and with it the base router untouched.
+The tables hold no prices and no display names: a change of those must not retrain anything. They stand apart per pool,
+so that a new VLM leaves `profiles/base.parquet` and with it the base router untouched.
 
 Run: `python -m tasks.profiles`; reads `params.yaml`, writes `profiles/{base,new}.parquet` and `gates/profiles.json`.
 """
@@ -32,7 +32,7 @@ class ProfilesSettings:
     """Section `profiles`.
 
     Attributes:
-        sentence: `full`, or `name` for the display name alone.
+        sentence: `full`, or `name` for the name alone.
     """
 
     sentence: Variant = "full"
@@ -46,7 +46,7 @@ def profiles(vlms: Sequence[Vlm], *, sentence: Variant) -> dict[Pool, pl.DataFra
 
 def _row(vlm: Vlm, sentence: Variant) -> dict[str, object]:
     facts = VlmFacts(
-        display_name=vlm.display_name,
+        name=vlm.profile_name or vlm.name,
         provider=vlm.provider,
         params_b=vlm.params_b,
         architecture=vlm.architecture,
@@ -57,7 +57,6 @@ def _row(vlm: Vlm, sentence: Variant) -> dict[str, object]:
     )
     return {
         "vlm": vlm.name,
-        "display_name": vlm.display_name,
         "provider": vlm.provider,
         "pool": vlm.pool,
         "profile": profile_sentence(facts, variant=sentence),

@@ -20,7 +20,7 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
         "image_group": _TEXT, "template": _TEXT, "source_image_sha256": _TEXT, "licence": _TEXT,
     },
     "profiles": {
-        "vlm": _TEXT, "display_name": _TEXT, "provider": _TEXT, "pool": _TEXT, "profile": _TEXT,
+        "vlm": _TEXT, "provider": _TEXT, "pool": _TEXT, "profile": _TEXT,
         "params_b": pl.Float64(), "language_model": _TEXT, "vision_model": _TEXT, "released": _TEXT,
     },
     "collect": {

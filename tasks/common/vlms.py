@@ -129,7 +129,8 @@ class Vlm:
 
     Attributes:
         name: what tables call it; never changes.
-        display_name: what people call it; stands in the profile sentence.
+        display_name: what pages call it; may change at any time.
+        profile_name: what its profile sentence calls it; None for `name`. It reaches the routers: another one retrains.
         provider: who made it.
         pool: `base` for the VLMs the base router knows, `new` for those added since.
         params_b: parameters in billions.
@@ -154,6 +155,7 @@ class Vlm:
     display_name: str
     provider: str
     pool: Pool
+    profile_name: str | None = None
     params_b: float | None = None
     architecture: str | None = None
     language_model: str | None = None
@@ -173,6 +175,8 @@ class Vlm:
     def __post_init__(self) -> None:
         if not self.name.strip() or not self.display_name.strip():
             raise ValueError("name and display_name may not be empty")
+        if self.profile_name is not None and not self.profile_name.strip():
+            raise ValueError("profile_name may not be empty; leave it out to take name")
         if self.released is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", self.released):
             raise ValueError(f"released must be a month as 'YYYY-MM', not {self.released!r}")
         if self.sample is not None and self.sample < 1:

@@ -4,7 +4,7 @@ from arms_model.errors import ConfigError
 from arms_model.profiles import VlmFacts, profile_sentence
 
 FULL = VlmFacts(
-    display_name="Toy-VL 7B",
+    name="Toy-VL 7B",
     provider="Toy Lab",
     params_b=7.3,
     architecture="mixture of experts",
@@ -27,15 +27,15 @@ def test_sentence_says_all_that_is_known() -> None:
 @pytest.mark.parametrize(
     ("facts", "sentence"),
     [
-        (VlmFacts(display_name="Toy"), "Toy is a vision-language model."),
-        (VlmFacts(display_name="Toy", params_b=7.0), "Toy is a vision-language model with 7 billion parameters."),
+        (VlmFacts(name="Toy"), "Toy is a vision-language model."),
+        (VlmFacts(name="Toy", params_b=7.0), "Toy is a vision-language model with 7 billion parameters."),
         (
-            VlmFacts(display_name="Toy", released="2023-12"),
+            VlmFacts(name="Toy", released="2023-12"),
             "Toy is a vision-language model, released in December 2023.",
         ),
-        (VlmFacts(display_name="Toy", languages=("Urdu",)), "Toy is a vision-language model, answering in Urdu."),
+        (VlmFacts(name="Toy", languages=("Urdu",)), "Toy is a vision-language model, answering in Urdu."),
         (
-            VlmFacts(display_name="Toy", provider="Lab", language_model="L", vision_model="V"),
+            VlmFacts(name="Toy", provider="Lab", language_model="L", vision_model="V"),
             "Toy is a vision-language model by Lab with the language model L and the vision model V.",
         ),
     ],
@@ -51,9 +51,9 @@ def test_name_variant_tells_nothing_but_the_name() -> None:
 @pytest.mark.parametrize("month", ["2024", "2024-00", "2024-13", "March 2024", "2024-3"])
 def test_release_that_is_no_month_is_refused(month: str) -> None:
     with pytest.raises(ConfigError, match="expected a month as 'YYYY-MM'"):
-        profile_sentence(VlmFacts(display_name="Toy", released=month))
+        profile_sentence(VlmFacts(name="Toy", released=month))
 
 
 def test_empty_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match="display_name is empty"):
-        profile_sentence(VlmFacts(display_name="  "))
+    with pytest.raises(ConfigError, match="the name is empty"):
+        profile_sentence(VlmFacts(name="  "))

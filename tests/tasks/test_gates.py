@@ -72,7 +72,7 @@ class World:
 
     @staticmethod
     def _profile(vlm: Vlm) -> dict[str, Any]:
-        texts = {"vlm": vlm.name, "display_name": vlm.display_name, "provider": vlm.provider, "pool": vlm.pool}
+        texts = {"vlm": vlm.name, "provider": vlm.provider, "pool": vlm.pool}
         return texts | {"profile": f"{vlm.display_name} sees."}
 
     @staticmethod

@@ -54,6 +54,7 @@ def spoil_queries(tree: Tree) -> None:
 def spoil_profiles(tree: Tree) -> None:
     params = tree.params()
     one, other = (block for block in params["vlms"] if block["name"] in ("toy-colour-2b", "toy-count-2b"))
+    one["profile_name"] = "Toy Colour 2B"
     other |= {key: value for key, value in one.items() if key != "name"}
     tree.write_params(params)
 

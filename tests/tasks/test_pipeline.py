@@ -114,6 +114,27 @@ def test_price_retrains_nothing(copied_tree: Tree, finished_tree: Tree) -> None:
     assert copied_tree.sha256("cascade_eval/cost.csv") != finished_tree.sha256("cascade_eval/cost.csv")
 
 
+def test_display_name_retrains_nothing(copied_tree: Tree, finished_tree: Tree) -> None:
+    params = copied_tree.params()
+    for vlm in params["vlms"]:
+        vlm["display_name"] = f"Renamed {vlm['name']}"
+    copied_tree.write_params(params)
+    # the stages that read the blocks run, and write the same tables; the report's page shows the new names
+    assert set(copied_tree.repro()) == {"profiles", "collect", "cascade_eval", "report", "register"}
+    for path in ("profiles", "collect", "label", "models", "held_out", "cascade_eval"):
+        assert copied_tree.sha256(path) == finished_tree.sha256(path), path
+    assert "Renamed toy-big" in (copied_tree.folder / "report/report.html").read_text()
+
+
+def test_profile_name_retrains_what_learned_that_vlm(copied_tree: Tree, finished_tree: Tree) -> None:
+    params = copied_tree.params()
+    next(vlm for vlm in params["vlms"] if vlm["name"] == "toy-big")["profile_name"] = "Toy Bigger"
+    copied_tree.write_params(params)
+    assert set(copied_tree.repro()) == {"profiles", "collect"} | NEW_POOL_STAGES
+    for path in UNTOUCHED:
+        assert copied_tree.sha256(path) == finished_tree.sha256(path), path
+
+
 def test_empty_new_pool_runs_through_and_says_there_is_nothing_to_learn(copied_tree: Tree, finished_tree: Tree) -> None:
     params = copied_tree.params()
     params["vlms"] = [vlm for vlm in params["vlms"] if vlm["pool"] == "base"]

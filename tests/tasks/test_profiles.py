@@ -18,9 +18,7 @@ def test_each_pool_has_its_own_vlms_and_no_price_stands_in_the_table() -> None:
     tables = profiles(parse_vlms([B, A]), sentence="full")
     assert tables["base"]["vlm"].to_list() == ["a"]
     assert tables["new"]["vlm"].to_list() == ["b"]
-    assert tables["base"]["profile"].to_list() == [
-        "Toy A is a vision-language model by Toy Lab with 2 billion parameters."
-    ]
+    assert tables["base"]["profile"].to_list() == ["a is a vision-language model by Toy Lab with 2 billion parameters."]
     assert not [column for column in tables["new"].columns if "usd" in column]
 
 
@@ -30,16 +28,19 @@ def test_empty_new_pool_gives_an_empty_table() -> None:
     assert tables["new"].schema == tables["base"].schema
 
 
-def test_name_variant_is_the_display_name_alone() -> None:
-    assert profiles(parse_vlms([A]), sentence="name")["base"]["profile"].to_list() == ["Toy A"]
+def test_name_variant_is_the_profile_name_alone_or_else_the_name() -> None:
+    blocks = parse_vlms([A, B | {"profile_name": "Toy-B 2B", "pool": "base"}])
+    assert profiles(blocks, sentence="name")["base"]["profile"].to_list() == ["a", "Toy-B 2B"]
 
 
-def test_stage_leaves_the_base_table_as_it_is_when_a_new_vlm_or_a_price_comes(make_tree: MakeTree) -> None:
+def test_stage_leaves_the_base_table_as_it_is_when_a_new_vlm_a_price_or_a_display_name_comes(
+    make_tree: MakeTree,
+) -> None:
     tree = make_tree(vlms=[A])
     assert tree.stage("profiles").returncode == 0
     before = tree.sha256("profiles/base.parquet")
     params = tree.params()
-    params["vlms"] = [B, A | {"usd_per_mtok_in": 9.0}]
+    params["vlms"] = [B, A | {"usd_per_mtok_in": 9.0, "display_name": "Renamed"}]
     tree.write_params(params)
     assert tree.stage("profiles").returncode == 0
     assert tree.sha256("profiles/base.parquet") == before
