@@ -21,8 +21,10 @@ from prefect.workers.process import ProcessWorker
 
 from flows.servers import CPU_POOL, GPU_POOL
 
-_ZOMBIES = "crash zombie runs"
 _SILENCE = timedelta(seconds=90)  # three heartbeats of a worker that `make up` started
+_LATEST = timedelta(seconds=300)  # a run's own process begins within seconds, on a busy machine within a minute
+_ENDS = {"Completed", "Failed", "Cancelled", "Crashed"}
+_ALIVE = {"Running", "heartbeat", "Scheduled", "AwaitingConcurrencySlot", "Late", "Cancelling", "Paused", "Suspended"}
 
 
 def prepare(*, num_gpu_slots: int) -> None:
@@ -36,9 +38,10 @@ def prepare(*, num_gpu_slots: int) -> None:
             _make_pool(client, pool)
         queue = client.read_work_queue_by_name("default", work_pool_name=GPU_POOL)
         client.update_work_queue(queue.id, concurrency_limit=max(1, num_gpu_slots))
-        has_automation = bool(client.read_automations_by_name(_ZOMBIES))
-    if not has_automation:
-        _automation().create()
+        known = {automation.name for automation in client.read_automations()}
+    for automation in (_silent_runs(), _runs_that_never_begin()):
+        if automation.name not in known:
+            automation.create()
 
 
 def _make_pool(client: SyncPrefectClient, name: str) -> None:
@@ -49,21 +52,38 @@ def _make_pool(client: SyncPrefectClient, name: str) -> None:
         return
 
 
-def _automation() -> Automation:
+def _silent_runs() -> Automation:
     """A worker that is killed with all its children reports nothing, and its run would keep the pool's slot."""
-    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    return _crash("crash zombie runs", after={"heartbeat"}, expect={"heartbeat"}, within=_SILENCE, said="no heartbeat")
+
+
+def _runs_that_never_begin() -> Automation:
+    """A worker that is killed while it starts a run: no heartbeat ever came, so none is missed."""
+    return _crash("crash runs that never begin", after={"Pending"}, expect=_ALIVE, within=_LATEST, said="not begun")
+
+
+def _crash(name: str, *, after: set[str], expect: set[str], within: timedelta, said: str) -> Automation:
+    """An automation that ends a run in state Crashed.
+
+    Args:
+        name: its name.
+        after: the events of the run that start its clock.
+        expect: those that stop it, besides the run's end.
+        within: how long it waits.
+        said: why the run was ended.
+    """
     trigger = EventTrigger(
-        after={"prefect.flow-run.heartbeat"},
-        expect={"prefect.flow-run.heartbeat", *ends},
+        after={f"prefect.flow-run.{event}" for event in after},
+        expect={f"prefect.flow-run.{event}" for event in expect | _ENDS},
         match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
-        within=_SILENCE,
+        within=within,
     )
-    said = f"no heartbeat for {_SILENCE.total_seconds():.0f} s"
-    crash = ChangeFlowRunState(state=StateType.CRASHED, name=None, message=said, force=False)
-    return Automation(name=_ZOMBIES, trigger=trigger, actions=[crash])
+    message = f"{said} for {within.total_seconds():.0f} s"
+    crash = ChangeFlowRunState(state=StateType.CRASHED, name=None, message=message, force=False)
+    return Automation(name=name, trigger=trigger, actions=[crash])
 
 
 def main() -> int:

@@ -122,14 +122,6 @@ def marked(root: Path, *, names: Collection[str] | None = None) -> list[psutil.P
     return found
 
 
-def service_of(process: psutil.Process) -> str:
-    """Which service a process is, or was begun by; empty where it carries no mark."""
-    try:
-        return process.environ().get(NAME, "")
-    except psutil.Error:
-        return ""
-
-
 def family(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     """The processes and all below them, each once."""
     found: dict[int, psutil.Process] = {}
@@ -178,6 +170,7 @@ def _send(processes: Iterable[psutil.Process], what: str) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             getattr(process, what)()
+            process.resume()  # one that was halted takes the signal only then
 
 
 def log_path(root: Path, name: str) -> Path:

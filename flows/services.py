@@ -26,7 +26,7 @@ import filelock
 import httpx
 import psutil
 
-from flows import processes, servers
+from flows import processes, servers, under_way
 from flows.servers import HOST, MLFLOW, PREFECT, Plan
 
 ADDRESSES = processes.FOLDER / "services.json"
@@ -35,7 +35,7 @@ _OURS = "# Written by `make up`, removed by `make down`: the server that Prefect
 _VARIABLES = {PREFECT: "PREFECT_PORT", MLFLOW: "MLFLOW_PORT"}
 _TITLES = {PREFECT: "Prefect's server", MLFLOW: "MLflow's server"}
 _START_S, _SAY_S = 300.0, 5.0
-_UNWIND_S, _CLOSE_S = 75.0, 20.0  # a stage finishes the answers under way; a server closes its database
+_CLOSE_S = 20.0  # a server closes its database
 
 
 class ServiceError(Exception):
@@ -76,7 +76,7 @@ def _start_servers(plan: Plan, begun: "dict[str, subprocess.Popen[bytes]]") -> N
     running = _running(plan.root)
     for server in plan.servers:
         if server not in running:
-            _end_leftovers(plan.root, server)
+            _end_leftovers(plan, server)
             _refuse_taken(plan, server)
     _start(plan, PREFECT, begun)
     if MLFLOW in plan.servers:
@@ -93,7 +93,7 @@ def _running(root: Path) -> dict[str, processes.Service]:
 def _start(plan: Plan, name: str, begun: "dict[str, subprocess.Popen[bytes]]") -> None:
     if name in _running(plan.root):
         return
-    _end_leftovers(plan.root, name)
+    _end_leftovers(plan, name)
     port = plan.port(name) if name in plan.servers else None
     environment = servers.environment(plan, name)
     _, begun[name] = processes.start(
@@ -101,12 +101,14 @@ def _start(plan: Plan, name: str, begun: "dict[str, subprocess.Popen[bytes]]") -
     )
 
 
-def _end_leftovers(root: Path, name: str) -> None:
+def _end_leftovers(plan: Plan, name: str) -> None:
     """End what a service that was killed has left: its own children, a flow run that nobody watches any more."""
-    left = processes.marked(root, names={name})
+    left = processes.marked(plan.root, names={name})
     if left:
         print(f"  ending {len(left)} processes that an earlier {_title(name)} left", flush=True)
-        processes.end(left, rest=lambda: processes.marked(root, names={name}), patience_s=_UNWIND_S)
+        api_url = plan.api_url if servers.is_healthy(plan, PREFECT) else None
+        under_way.end_runs(plan.root, names={name}, api_url=api_url, each_wait=_say_wait)
+        processes.end(left, rest=lambda: processes.marked(plan.root, names={name}), patience_s=_CLOSE_S)
 
 
 def _refuse_taken(plan: Plan, server: str) -> None:
@@ -317,21 +319,28 @@ def _end(root: Path, *, names: set[str] | None, because: str) -> int:
     if because:
         print(f"  {because}; ending what was started", flush=True)
     kept = processes.family(processes.marked(root, names=names))  # also what carries no mark, while it has a parent
+    running = _running(root)
+    worker_pids = {service.pid for name, service in running.items() if name.startswith("worker")}
+    workers = [process for process in kept if process.pid in worker_pids]
+    api_url = f"http://{HOST}:{running[PREFECT].port}/api" if PREFECT in running else None
+    num_runs = under_way.end_runs(root, names=names, api_url=api_url, workers=workers, each_wait=_say_wait)
+    if num_runs:
+        print(
+            f"  ended {num_runs} flow runs that were under way; the next run goes on from what they finished",
+            flush=True,
+        )
 
     def rest() -> list[psutil.Process]:
         return list({process.pid: process for process in [*kept, *processes.marked(root, names=names)]}.values())
 
-    def workers() -> list[psutil.Process]:
-        return [process for process in rest() if processes.service_of(process).startswith("worker")]
-
-    processes.end(workers(), rest=workers, patience_s=_UNWIND_S, each_wait=_say_wait)
+    processes.end(workers, rest=lambda: workers, patience_s=_CLOSE_S)
     processes.end(rest(), rest=rest, patience_s=_CLOSE_S)
     return len(kept)
 
 
 def _say_wait(waited_s: float, num_left: int) -> None:
     if waited_s >= _SAY_S and int(waited_s) % int(_SAY_S) == 0:
-        print(f"  waiting for {num_left} processes of workers and their runs to end: {waited_s:.0f} s", flush=True)
+        print(f"  waiting for stages under way to end ({num_left} processes): {waited_s:.0f} s", flush=True)
 
 
 def _is_open(port: int) -> bool:

@@ -1,0 +1,89 @@
+"""Flow runs under way in this checkout: found by their processes, ended so that stages unwind and the server is told.
+
+A worker that gets SIGTERM ends its runs so fast that they report nothing, and a run that ended unreported keeps the
+slot of its deployment. So the worker is halted, its runs get SIGTERM, and what they could not report is reported here.
+"""
+
+import contextlib
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+import psutil
+
+from flows import processes
+
+_ID = "PREFECT__FLOW_RUN_ID"  # Prefect puts it into a run's own environment
+_UNWIND_S = 75.0  # a stage that is stopped finishes the answers under way
+_OPEN = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
+
+
+def runs_here(root: Path, *, names: Collection[str] | None = None) -> dict[str, list[psutil.Process]]:
+    """The processes of each flow run that a worker of this checkout began, by the run's id.
+
+    Args:
+        root: the checkout.
+        names: of the workers; None for all.
+    """
+    found: dict[str, list[psutil.Process]] = defaultdict(list)
+    for process in processes.marked(root, names=names):
+        with contextlib.suppress(psutil.Error):
+            if run_id := process.environ().get(_ID):
+                found[run_id].append(process)
+    return dict(found)
+
+
+def end_runs(
+    root: Path,
+    *,
+    names: Collection[str] | None,
+    api_url: str | None,
+    workers: Sequence[psutil.Process] = (),
+    each_wait: Callable[[float, int], None],
+) -> int:
+    """End flow runs and all that they began; the server hears of each.
+
+    Args:
+        root: the checkout.
+        names: of the workers that began them; None for all.
+        api_url: of Prefect's server; None where it is away, then its automation for silent runs must do.
+        workers: processes that are halted, so that none takes the next run; they stay halted.
+        each_wait: called every second with the seconds waited and the number of processes left.
+
+    Returns:
+        How many runs were ended.
+    """
+    _signal(workers, signal.SIGSTOP)
+    runs = runs_here(root, names=names)
+    if not runs:
+        return 0
+    own = [process for group in runs.values() for process in group]
+    everything = processes.family(own)
+    _signal(own, signal.SIGTERM)
+    processes.end([], rest=lambda: everything, patience_s=_UNWIND_S, each_wait=each_wait)
+    if api_url is not None:
+        report_ended(runs, api_url=api_url)
+    return len(runs)
+
+
+def report_ended(runs: Mapping[str, object] | Collection[str], *, api_url: str) -> None:
+    """Say of runs whose processes are gone that they crashed, unless the server knows how they ended.
+
+    Args:
+        runs: their ids.
+        api_url: of Prefect's server; nothing is said where it is away.
+    """
+    state = {"type": "CRASHED", "name": "Crashed", "message": "its process was ended by make down or make up"}
+    with contextlib.suppress(httpx.HTTPError), httpx.Client(timeout=10.0, trust_env=False) as client:
+        for run_id in runs:
+            answer = client.get(f"{api_url}/flow_runs/{run_id}")
+            if answer.is_success and answer.json()["state_type"] in _OPEN:
+                client.post(f"{api_url}/flow_runs/{run_id}/set_state", json={"state": state, "force": True})
+
+
+def _signal(found: Sequence[psutil.Process], number: int) -> None:
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            process.send_signal(number)
