@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,13 +156,23 @@ def stop(process: "subprocess.Popen[str]") -> None:
     if process.poll() is None or family:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        _, alive = psutil.wait_procs(family, timeout=_STOP_S)
-        for left in alive:
+        until = time.monotonic() + _STOP_S
+        while any(map(is_alive, family)) and time.monotonic() < until:
+            time.sleep(0.05)
+        for left in filter(is_alive, family):
             with contextlib.suppress(psutil.NoSuchProcess):
                 left.kill()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still does something: one that ended and that nobody has asked for does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _die_with_parent() -> None:

@@ -23,6 +23,10 @@ _BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
 _GATE = "gates failed; nothing was published"
 _DISK_FULL = re.compile(r"No space left on device|disk is full|could not write", re.IGNORECASE)
 _EXIT = re.compile(r"exited with (-?\d+)")
+_ADVICE = (
+    "To track the changes with git", "        git add", "To enable auto staging", "        dvc config core.autostage",
+    "Use `dvc push`", "Updating lock file", "Generating lock file",
+)  # fmt: skip
 _WAIT_S = 12 * 3600.0
 
 
@@ -84,7 +88,7 @@ def repro(
     started = time.monotonic()
     command = ["dvc", "repro", "--single-item", *(["--force"] if force else []), *(["--pull"] if pull else []), stage]
     for pause in _pauses():
-        found = run(command, folder=folder, each_line=lambda line: log.info("%s", line), timeout_s=timeout_s)
+        found = run(command, folder=folder, each_line=lambda line: _pass_on(line, log), timeout_s=timeout_s)
         if found.code == 0:
             seconds = time.monotonic() - started
             return StageRun(stage=stage, outcome=_outcome(found.lines), seconds=seconds)
@@ -98,6 +102,12 @@ def repro(
         f"words: {_last_words(found.lines)}. End that process; if there is none, remove .dvc/tmp/lock and "
         ".dvc/tmp/rwlock."
     )
+
+
+def _pass_on(line: str, log: Logger) -> None:
+    """Into the run's log, without what DVC always advises."""
+    if line.strip() and not any(line.startswith(advice) for advice in _ADVICE):
+        log.info("%s", line)
 
 
 def _pauses() -> Iterator[float]:

@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 
 import httpx
 from dvc.exceptions import DvcException
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
@@ -29,6 +29,7 @@ from prefect.states import Completed, Failed
 
 from flows import results, sharing
 from flows.command import CommandError, run_json
+from flows.dead_runs import crash_dead_runs, process_tag
 from flows.gpu_stages import POOL, send
 from flows.graph import Graph, Stage, read_graph
 from flows.stage_runs import Logger, StageRun
@@ -261,7 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.chdir(CHECKOUT)  # Prefect reads its settings there
     settings = {} if _server_answers() else {PREFECT_API_URL: None}
-    with temporary_settings(settings):
+    with temporary_settings(settings), tags(process_tag()):
+        for name in crash_dead_runs():
+            print(f"run '{name}' was said to be running; its process is gone, it is marked as crashed")
         state = train_arms(
             options.mode, options.preset, options.force, options.sync, not options.propose, "single", return_state=True
         )

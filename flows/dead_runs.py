@@ -1,0 +1,47 @@
+"""Runs without a worker whose process is gone: nobody else would ever say that they ended.
+
+A run that a worker started is watched by Prefect's server (heartbeats, see flows/pools.py). One that a person started
+with `python -m flows.train_arms` is not, where no server was running: it carries a tag that names its process, and the
+next such run looks.
+"""
+
+import socket
+
+import psutil
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
+from prefect.states import Crashed
+
+_PREFIX = "process"
+_OPEN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+
+
+def process_tag() -> str:
+    """Names this process on this machine; its start is part of it, because the system gives numbers again."""
+    process = psutil.Process()
+    return ":".join([_PREFIX, socket.gethostname(), str(process.pid), str(int(process.create_time()))])
+
+
+def crash_dead_runs() -> list[str]:
+    """End the runs of this machine that are said to be running and whose process is gone.
+
+    Returns:
+        Their names.
+    """
+    is_open = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN)))
+    with get_client(sync_client=True) as client:
+        dead = [run for run in client.read_flow_runs(flow_run_filter=is_open) if any(map(_is_gone, run.tags))]
+        for run in dead:
+            client.set_flow_run_state(run.id, Crashed(message="its process is gone"), force=True)
+    return [run.name for run in dead]
+
+
+def _is_gone(tag: str) -> bool:
+    prefix, *words = tag.split(":")
+    if prefix != _PREFIX or len(words) != 3 or words[0] != socket.gethostname():
+        return False
+    try:
+        return int(psutil.Process(int(words[1])).create_time()) != int(words[2])
+    except psutil.NoSuchProcess:
+        return True

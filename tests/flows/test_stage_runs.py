@@ -1,0 +1,108 @@
+"""`dvc repro` of one stage: what came of it, and DVC's lock in the way."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.command import CommandTimeoutError
+from flows.stage_runs import StageError, repro
+from tests.flows.mini import dvc, write_mini_tree
+from tests.servers import wait_until
+
+LOG = logging.getLogger(__name__)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_mini_tree(tmp_path / "tree")
+
+
+def set_command(tree: Path, stage: str, command: str) -> None:
+    """Have the stage do something else before its work."""
+    path = tree / "dvc.yaml"
+    lines = path.read_text().splitlines()
+    number = next(n for n, line in enumerate(lines) if line.strip().startswith(f"{stage}:"))
+    lines[number] = lines[number].replace("{cmd: ", f"{{cmd: '{command}', was: ").replace(", was: ", ", meta: ")
+    path.write_text("\n".join(lines))
+
+
+def test_outcome_says_whether_the_stage_ran(tree: Path) -> None:
+    assert repro("first", folder=tree, log=LOG).outcome == "ran"
+    assert repro("first", folder=tree, log=LOG).outcome == "unchanged"
+    assert repro("first", folder=tree, log=LOG, force=True).outcome == "ran"
+
+
+def test_known_result_is_taken_from_the_run_cache(tree: Path) -> None:
+    repro("first", folder=tree, log=LOG)
+    (tree / "source.txt").write_text("other\n")
+    repro("first", folder=tree, log=LOG)
+    (tree / "source.txt").write_text("b\na\n")
+    assert repro("first", folder=tree, log=LOG).outcome == "restored"
+    assert (tree / "first.txt").read_text() == "b\na\n"
+
+
+def test_only_the_named_stage_runs(tree: Path) -> None:
+    repro("first", folder=tree, log=LOG)
+    (tree / "source.txt").write_text("other\n")
+    repro("label", folder=tree, log=LOG)
+    assert (tree / "first.txt").read_text() == "b\na\n"
+
+
+@pytest.mark.parametrize(("code", "again"), [(1, True), (2, False), (143, False)])
+def test_failure_carries_the_words_and_the_exit_code_of_the_stage(tree: Path, code: int, again: bool) -> None:
+    set_command(tree, "first", f"echo no picture for q7 >&2; exit {code}")
+    with pytest.raises(StageError, match="no picture for q7") as caught:
+        repro("first", folder=tree, log=LOG)
+    assert (caught.value.stage, caught.value.code, caught.value.can_be_tried_again) == ("first", code, again)
+    assert not caught.value.is_gate
+
+
+@pytest.mark.parametrize(
+    ("words", "is_gate"),
+    [("1 of 4 gates failed; nothing was published.", True), ("could not write: No space left on device.", False)],
+)
+def test_failed_gate_and_full_disk_are_not_tried_again(tree: Path, words: str, is_gate: bool) -> None:
+    set_command(tree, "first", f'echo "{words}"; exit 1')
+    with pytest.raises(StageError) as caught:
+        repro("first", folder=tree, log=LOG)
+    assert caught.value.is_gate == is_gate
+    assert not caught.value.can_be_tried_again
+
+
+def test_stage_that_takes_too_long_is_stopped(tree: Path) -> None:
+    set_command(tree, "first", "sleep 60")
+    with pytest.raises(CommandTimeoutError):
+        repro("first", folder=tree, log=LOG, timeout_s=5)
+
+
+def test_lock_of_another_process_is_waited_for(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    set_command(tree, "first", "touch began; sleep 8; cp source.txt first.txt")
+    other = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "first"], cwd=tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: (tree / "began").exists())
+    with caplog.at_level(logging.INFO):
+        done = repro("first", folder=tree, log=LOG)
+    assert other.wait(60) == 0
+    assert done.outcome == "unchanged"
+    assert "another process works in this folder; stage first is tried again" in caplog.text
+
+
+def test_lock_of_a_dead_process_is_no_obstacle(tree: Path) -> None:
+    set_command(tree, "first", "touch began; sleep 30; cp source.txt first.txt")
+    other = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "first"],
+        cwd=tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    wait_until(lambda: (tree / "began").exists())
+    os.killpg(other.pid, signal.SIGKILL)
+    other.wait()
+    set_command(tree, "label", "true")
+    (tree / "dvc.yaml").write_text((tree / "dvc.yaml").read_text().replace("sleep 30; ", ""))
+    assert repro("first", folder=tree, log=LOG).outcome == "ran"
+    assert dvc(tree, "status", "first").startswith("Data and pipelines are up to date")
