@@ -101,21 +101,20 @@ def read_graph(folder: Path) -> Graph:
         dvc.exceptions.DvcException: no DVC tree, a dvc.yaml with mistakes, or DVC's lock is held by another process.
     """
     with Repo(os.fspath(folder)) as repo:
-        graph = repo.index.graph
-        needs = {stage.addressing: frozenset(need.addressing for need in graph.successors(stage)) for stage in graph}
-        found = [stage for stage in repo.index.stages if stage.addressing in needs]
-        ran = {stage.addressing for stage in found if any(out.hash_info for out in stage.outs)}
+        graph, root = repo.index.graph, Path(repo.root_dir)
+        found = [stage for stage in repo.index.stages if stage in graph and hasattr(stage, "name")]
+        needs = {stage.name: frozenset(need.name for need in graph.successors(stage)) for stage in found}
+        ran = {stage.name for stage in found if any(out.hash_info for out in stage.outs)}
         made = {Path(out.fs_path) for out in repo.index.outs}
-        status: dict[str, list[Any]] = repo.status()
-        root = Path(repo.root_dir)
         metrics = sorted(os.path.relpath(out.fs_path, root) for out in repo.index.outs if out.metric)
-    changes = {name: list(_changes(status.get(name, []))) for name in needs}
+        status: dict[str, list[Any]] = repo.status()
+        changes = {stage.name: list(_changes(status.get(stage.addressing, []))) for stage in found}
     edited = {
         name: [text for path, text in changes[name] if not _is_made(root / path, made) and text != _VLMS_CHANGED]
         for name in ran
     }
     return Graph(
-        stages={stage.addressing: _described(stage, needs[stage.addressing]) for stage in found},
+        stages={stage.name: _described(stage, needs[stage.name]) for stage in found},
         changes={name: [text for _, text in texts] for name, texts in changes.items() if texts},
         edited={name: texts for name, texts in edited.items() if texts},
         metrics=tuple(metrics),
@@ -131,7 +130,7 @@ def _described(stage: Any, needs: frozenset[str]) -> Stage:
     meta = stage.meta if isinstance(stage.meta, dict) else {}
     params = {name for dep in stage.deps for name in getattr(dep, "params", ())}
     return Stage(
-        name=stage.addressing,
+        name=stage.name,
         needs=needs,
         reads_vlms=_VLMS in params,
         is_gpu=meta.get("pool") == "gpu",
@@ -141,7 +140,7 @@ def _described(stage: Any, needs: frozenset[str]) -> Stage:
 
 
 def _changes(found: list[Any]) -> Iterator[tuple[str, str]]:
-    """`dvc status` of one stage as path and words, e.g. `params.yaml: embed modified`."""
+    """`dvc status` of one stage as path in the tree and words, e.g. `params.yaml: embed modified`."""
     for entry in found:
         if not isinstance(entry, dict):
             yield "dvc.yaml", str(entry)

@@ -63,7 +63,7 @@ def test_command_may_clean_up_before_it_is_stopped(tmp_path: Path) -> None:
         time.sleep(60)
     """)
     with pytest.raises(CommandTimeoutError):
-        run(["python", "-c", code], folder=tmp_path, timeout_s=2)
+        run(["python", "-c", code], folder=tmp_path, timeout_s=10)  # time to start
     assert (tmp_path / "cleaned").exists()
 
 
