@@ -122,7 +122,16 @@ def run(
 
 
 class CommandError(Exception):
-    """A command of ours ended badly; the text is its own."""
+    """A command of ours ended badly; the text is its own.
+
+    Attributes:
+        code: its exit code; None where it ended well and printed no JSON.
+    """
+
+    def __init__(self, text: str, *, code: int | None = None) -> None:
+        """Say what it said, and how it ended."""
+        super().__init__(text)
+        self.code = code
 
 
 def run_json(
@@ -138,7 +147,7 @@ def run_json(
         beside.seek(0)
         said = beside.read().splitlines()
     if found.code != 0:
-        raise CommandError(f"`{' '.join(command)}` ended with {found.code}: {' '.join(said[-12:])}")
+        raise CommandError(f"`{' '.join(command)}` ended with {found.code}: {' '.join(said[-12:])}", code=found.code)
     for line in said:
         log.info("%s", line)
     try:
