@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from flows.command import is_alive
+
 FOLDER = Path(".arms/services")
 MARK, NAME = "ARMS_SERVICES", "ARMS_SERVICE"  # in the environment: whose checkout, which service
 _CLOCK_S = 60.0  # how far two readings of a start time may differ after the clock was set
@@ -90,15 +92,7 @@ def is_running(service: Service, *, root: Path) -> bool:
     try:
         process = psutil.Process(service.pid)
         is_it = abs(process.create_time() - service.started_at) < _CLOCK_S and is_alive(process)
-        return is_it and process.environ().get(MARK) == str(root)
-    except psutil.Error:
-        return False
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Whether a process runs; one that ended and waits for its parent to ask does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return is_it and bool(process.environ().get(MARK) == str(root))
     except psutil.Error:
         return False
 

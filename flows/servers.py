@@ -136,10 +136,10 @@ def client_environment(root: Path, api_url: str, *, base: Mapping[str, str] = os
     }
 
 
-def is_healthy(plan: Plan, server: str) -> bool:
-    """Whether a server answers."""
+def answers(server: str, port: int) -> bool:
+    """Whether the server on that port of this machine is well."""
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(plan.url(server) + _HEALTH[server], timeout=5.0, trust_env=False).is_success
+        return httpx.get(f"http://{HOST}:{port}{_HEALTH[server]}", timeout=5.0, trust_env=False).is_success
     return False
 
 

@@ -106,7 +106,7 @@ def _end_leftovers(plan: Plan, name: str) -> None:
     left = processes.marked(plan.root, names={name})
     if left:
         print(f"  ending {len(left)} processes that an earlier {_title(name)} left", flush=True)
-        api_url = plan.api_url if servers.is_healthy(plan, PREFECT) else None
+        api_url = plan.api_url if servers.answers(PREFECT, plan.prefect_port) else None
         under_way.end_runs(plan.root, names={name}, api_url=api_url, each_wait=_say_wait)
         processes.end(left, rest=lambda: processes.marked(plan.root, names={name}), patience_s=_CLOSE_S)
 
@@ -191,7 +191,7 @@ def _run(plan: Plan, words: list[str], trouble: str) -> None:
 
 
 def _is_well(plan: Plan, server: str) -> Callable[[], bool]:
-    return lambda: servers.is_healthy(plan, server)
+    return lambda: servers.answers(server, plan.port(server))
 
 
 def _is_online(plan: Plan, worker: str) -> Callable[[], bool]:
