@@ -1,0 +1,176 @@
+"""`make up` and `make down` with real servers and workers: started once, repaired after kills, ended without trace."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from flows import processes
+from tests.flows.conftest import ServicesTree, write_services_tree
+from tests.servers import wait_until
+
+pytestmark = pytest.mark.slow
+SERVICES = ("mlflow-server", "prefect-server", "worker-cpu", "worker-gpu-0")
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _ask(tree: ServicesTree, path: str) -> list[dict[str, object]]:
+    answer = httpx.post(f"http://127.0.0.1:{tree.prefect_port}/api/{path}", json={}, trust_env=False)
+    found: list[dict[str, object]] = answer.raise_for_status().json()
+    return found
+
+
+def test_second_up_starts_nothing(served_tree: ServicesTree) -> None:
+    before = served_tree.pids()
+    result = served_tree.up("--gpu-workers", "1")  # ports are remembered
+    assert result.returncode == 0, result.stderr
+    assert "All of it was running already." in result.stdout
+    assert f"http://127.0.0.1:{served_tree.prefect_port}" in result.stdout
+    assert served_tree.pids() == before
+    assert set(before) == set(SERVICES)
+
+
+def test_up_registers_pools_deployments_and_automations_once(served_tree: ServicesTree) -> None:
+    api = f"http://127.0.0.1:{served_tree.prefect_port}/api"
+    again = served_tree.run("python", "-m", "flows.pools", "--gpu-slots", "1", PREFECT_API_URL=api)
+    assert again.returncode == 0, again.stderr
+    assert {pool["name"]: pool["type"] for pool in _ask(served_tree, "work_pools/filter")} == {
+        "arms-cpu": "process",
+        "arms-gpu": "process",
+    }
+    queues = {
+        str(queue["work_pool_name"]): queue["concurrency_limit"] for queue in _ask(served_tree, "work_queues/filter")
+    }
+    assert queues == {"arms-cpu": None, "arms-gpu": 1}
+    names = [automation["name"] for automation in _ask(served_tree, "automations/filter")]
+    assert sorted(map(str, names)) == ["crash runs that never begin", "crash zombie runs"]
+    deployments = {str(deployment["name"]): deployment for deployment in _ask(served_tree, "deployments/filter")}
+    assert {"base", "incremental", "full", "run"} <= set(deployments)
+    for mode in ("base", "incremental", "full"):
+        assert deployments[mode]["parameters"] == {"mode": mode}
+        assert deployments[mode]["work_pool_name"] == "arms-cpu"
+        assert dict(deployments[mode]["global_concurrency_limit"])["limit"] == 1  # type: ignore[call-overload]
+        assert dict(deployments[mode]["concurrency_options"]) == {
+            "collision_strategy": "ENQUEUE",
+            "grace_period_seconds": None,
+        }  # type: ignore[call-overload]
+    assert deployments["run"]["work_pool_name"] == "arms-gpu"
+    assert str(served_tree.folder) not in str(deployments)  # another checkout's worker runs them in its own folder
+
+
+def test_all_listen_on_loopback_only(served_tree: ServicesTree) -> None:
+    listening = {
+        connection.laddr
+        for process in processes.marked(served_tree.folder)
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+    assert {served_tree.prefect_port, served_tree.mlflow_port} <= {address.port for address in listening}
+
+
+def test_commands_typed_in_the_folder_find_the_server(served_tree: ServicesTree) -> None:
+    result = served_tree.run("prefect", "deployment", "ls")
+    assert result.returncode == 0, result.stderr
+    assert "train-arms/incremental" in result.stdout
+    assert not list(served_tree.home.iterdir())
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_up_starts_again_what_was_killed(served_tree: ServicesTree, name: str) -> None:
+    before = served_tree.pids()
+    os.kill(before[name], signal.SIGKILL)
+    result = served_tree.up()
+    assert result.returncode == 0, result.stdout + result.stderr
+    after = served_tree.pids()
+    assert {other for other in SERVICES if after[other] != before[other]} == {name}
+    assert all(
+        processes.is_running(service, root=served_tree.folder)
+        for service in processes.recorded(served_tree.folder).values()
+    )
+    assert _is_open(served_tree.prefect_port)
+    assert _is_open(served_tree.mlflow_port)
+
+
+def test_running_server_is_not_moved(served_tree: ServicesTree) -> None:
+    result = served_tree.up("--prefect-port", str(served_tree.prefect_port + 1))
+    assert result.returncode == 2
+    assert f"runs on port {served_tree.prefect_port} already" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_status_shows_what_runs(served_tree: ServicesTree) -> None:
+    result = served_tree.run("python", "-m", "flows.overview")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(" up ") == len(SERVICES)
+    assert "arms-cpu: 1 online; arms-gpu: 1 online" in result.stdout
+    assert f"http://127.0.0.1:{served_tree.mlflow_port}" in result.stdout
+
+
+def test_second_checkout_has_services_of_its_own_and_a_crash_leaves_nothing(
+    served_tree: ServicesTree, tmp_path: Path
+) -> None:
+    tree, first = write_services_tree(tmp_path), served_tree.pids()
+    ports = ("--mlflow-port", str(tree.mlflow_port), "--prefect-port")
+    refused = tree.up(*ports, str(served_tree.prefect_port))
+    assert refused.returncode == 2
+    assert f"port {served_tree.prefect_port}" in refused.stderr
+    assert f"make up PREFECT_PORT={served_tree.prefect_port + 1}" in refused.stderr
+    assert tree.alive() == []
+
+    result = tree.up(*ports, str(tree.prefect_port), MLFLOW_TRACKING_URI="http://127.0.0.1:1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert set(tree.pids()) == {"prefect-server", "worker-cpu", "worker-gpu-0"}  # the user's own MLflow is used
+    for name, pid in tree.pids().items():  # everything crashes, and nobody knows any more what there was
+        os.kill(pid, signal.SIGKILL)
+        (tree.folder / f".arms/services/{name}.json").unlink()
+    assert tree.down().returncode == 0
+    assert tree.alive() == []
+    assert not _is_open(tree.prefect_port)
+    assert served_tree.pids() == first
+    assert len(processes.marked(served_tree.folder)) >= len(first)
+
+
+def test_up_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
+    tree = write_services_tree(tmp_path)
+    command = ["python", "-m", "flows.services", "up", "--prefect-port", str(tree.prefect_port)]
+    starting = subprocess.Popen(command, cwd=tree.folder, env=tree.environment(), stdout=subprocess.PIPE, text=True)
+    wait_until(tree.alive, seconds=60)
+    starting.send_signal(signal.SIGTERM)
+    said, _ = starting.communicate(timeout=90)
+    assert "the start did not succeed; ending what was started" in said
+    assert starting.returncode == 128 + signal.SIGTERM
+    assert tree.alive() == []
+
+
+def test_down_stops_a_run_under_way_and_leaves_no_trace(tmp_path: Path) -> None:
+    tree = write_services_tree(tmp_path)
+    started = tree.up("--prefect-port", str(tree.prefect_port), "--mlflow-port", str(tree.mlflow_port))
+    assert started.returncode == 0, started.stdout + started.stderr
+    asked = tree.run("prefect", "deployment", "run", "train-arms/base")
+    assert asked.returncode == 0, asked.stderr
+    wait_until(lambda: any("-m tasks." in command for command in tree.alive()))
+
+    result = tree.down()
+    assert result.returncode == 0, result.stderr
+    assert "ended 1 flow run" in result.stdout
+    assert tree.alive() == []
+    assert not _is_open(tree.prefect_port)
+    assert not _is_open(tree.mlflow_port)
+    assert not (tree.folder / "prefect.toml").exists()
+    assert not list((tree.folder / ".arms/services").glob("*.json"))
+    with closing(sqlite3.connect(tree.folder / ".arms/prefect/prefect.db")) as database:
+        assert database.execute("SELECT state_type FROM flow_run").fetchall() == [("CRASHED",)]
+    assert not list(tree.home.iterdir())
+    assert "Nothing was running." in tree.down().stdout
