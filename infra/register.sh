@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Tells a Prefect server what it must know of this project: pools, automations, deployments. Again is harmless.
-#     PREFECT_API_URL=... infra/register.sh process|docker|kubernetes NUM_GPU_RUNS_AT_ONCE
-# Pools that are there keep their type; what their template says of runs is taken from infra/pools/ each time.
+#     PREFECT_API_URL=http://HOST:4200/api infra/register.sh process|docker|kubernetes NUM_GPU_RUNS_AT_ONCE
+# For docker and kubernetes ARMS_IMAGE and ARMS_CUDA_IMAGE name the images that runs of the two pools start from; without
+# them the names that infra/pools/ has. Pools that are there keep their type and take over the template.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,6 +11,8 @@ if [ $# -ne 2 ] || [ -z "${PREFECT_API_URL:-}" ]; then
   exit 2
 fi
 type=$1 num_gpu_runs=$2
+filled=$(mktemp --suffix=.json)
+trap 'rm -f "$filled"' EXIT
 
 for pool in cpu gpu; do
   template=infra/pools/$type-$pool.json
@@ -18,7 +21,9 @@ for pool in cpu gpu; do
     echo "there is no template for pools of type '$type'; there are: process, docker, kubernetes" >&2
     exit 2
   fi
-  prefect work-pool create "arms-$pool" --type "$type" --base-job-template "$template" --overwrite
+  sed -e "s|\"arms-pipeline:latest\"|\"${ARMS_IMAGE:-arms-pipeline:latest}\"|" \
+    -e "s|\"arms-pipeline-cuda:latest\"|\"${ARMS_CUDA_IMAGE:-arms-pipeline-cuda:latest}\"|" "$template" >"$filled"
+  prefect work-pool create "arms-$pool" --type "$type" --base-job-template "$filled" --overwrite
 done
 python -m flows.pools --gpu-slots "$num_gpu_runs"
 for file in infra/automations/*.yaml; do

@@ -249,12 +249,20 @@ def test_event_of_a_failed_gate_pauses_the_schedule_and_no_run_by_hand(registere
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_server_takes_templates_of_other_types(stack: Stack, kind: str) -> None:
+def test_server_takes_templates_of_other_types(registered: Stack, kind: str) -> None:
     for pool in ("cpu", "gpu"):
-        name = f"{kind}-{pool}"
-        words = ["prefect", "work-pool", "create", name, "--type", kind]
-        result = stack.run([*words, "--base-job-template", f"infra/pools/{name}.json"], like="register")
-        assert result.returncode == 0, result.stdout + result.stderr
-        found = stack.ask(f"work_pools/{name}")
-        assert found["type"] == kind
-        assert found["base_job_template"] == json.loads((ROOT / f"infra/pools/{name}.json").read_text())
+        gone = registered.run(["prefect", "--no-prompt", "work-pool", "delete", f"arms-{pool}"], like="register")
+        assert gone.returncode == 0, gone.stdout + gone.stderr
+    words = ["env", "ARMS_IMAGE=registry.example/arms:1", "bash", "infra/register.sh", kind, "1"]
+    result = registered.run(words, like="register")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for pool, image in (("cpu", "registry.example/arms:1"), ("gpu", "arms-pipeline-cuda:latest")):
+        expected = json.loads((ROOT / f"infra/pools/{kind}-{pool}.json").read_text())
+        expected["variables"]["properties"]["image"]["default"] = image
+        found = registered.ask(f"work_pools/arms-{pool}")
+        assert (found["type"], found["base_job_template"]) == (kind, expected)
+
+
+def test_register_refuses_an_unknown_type_in_a_sentence(stack: Stack) -> None:
+    result = stack.run(["bash", "infra/register.sh", "podman", "1"], like="register")
+    assert (result.returncode, "there is no template for pools of type 'podman'" in result.stderr) == (2, True)
