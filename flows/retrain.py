@@ -25,7 +25,7 @@ import httpx
 from dvc.exceptions import DvcException
 
 from flows.command import CommandError, run_json
-from flows.retrain_plan import Plan, as_markdown, as_text, read_plan
+from flows.retrain_plan import VERDICT, Plan, as_markdown, as_text, read_plan
 from flows.trees import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -77,8 +77,20 @@ def start(plan: Plan, options: argparse.Namespace) -> int:
         from flows import train_arms
 
         words = [str(plan.mode), *(["--propose"] if options.no_promote else []), *(["--sync"] if options.sync else [])]
-        return train_arms.main(words)
+        code = train_arms.main(words)
+        if options.markdown is not None:
+            with options.markdown.open("a", encoding="utf-8") as handle:
+                handle.write(_outcome(code))
+        return code
     return _start_on_server(plan, options)
+
+
+def _outcome(code: int) -> str:
+    """What came of the run, as Markdown."""
+    if code != 0:
+        return "\n**The run failed**; its log says where.\n"
+    verdict = json.loads((CHECKOUT / VERDICT).read_text(encoding="utf-8"))
+    return f"\n### Challenger against champion: {verdict['decision']}\n\n```\n{str(verdict['text']).strip()}\n```\n"
 
 
 def _answers(url: str) -> bool:
@@ -148,7 +160,12 @@ def parser() -> argparse.ArgumentParser:
     add("--sync", action="store_true", help="fetch from the DVC remote before, push after")
     add("--here", action="store_true", help="run in this process even where Prefect's server answers")
     add("--watch", action="store_true", help="wait for the end of a run that was started on the server")
-    add("--markdown", type=Path, metavar="FILE", help="write the plan there as Markdown, too")
+    add(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="write the plan there as Markdown, and what came of a run in this process",
+    )
     return made
 
 

@@ -1,0 +1,70 @@
+"""Brings answers here that another machine has paid for, so that nobody is asked twice; it never asks.
+
+    python -m flows.known_answers
+
+Two places know them: the tables that `dvc.lock` names, and DVC's run cache, which knows what `collect` gave for the
+params and queries as they stand here, e.g. on a pull request's machine before the merge. `dvc repro --pull collect`
+would look into the run cache too, but would go on to ask where it finds nothing.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo, lock_repo
+from dvc.stage.cache import RunCacheNotFoundError
+from dvc.stage.exceptions import StageNotFound
+
+from flows import sharing
+from flows.command import CommandError, run
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+_COLLECT = "collect"
+log = logging.getLogger(__name__)
+
+
+def bring_answers(folder: Path) -> bool:
+    """Put all answers that DVC knows of into the answer store of `folder`.
+
+    Args:
+        folder: a tree whose `queries` are there.
+
+    Returns:
+        Whether another machine has collected for the params and queries as they stand.
+
+    Raises:
+        dvc.exceptions.DvcException: no DVC tree, queries that are missing, or a remote that is away.
+        flows.command.CommandError: the answer store takes nothing, e.g. a full disk.
+    """
+    sharing.restore_answers(folder, log=log)
+    with Repo(str(folder)) as repo, lock_repo(repo):
+        try:
+            stage = repo.stage.load_one(name=_COLLECT)
+            stage.save_deps()
+            repo.stage_cache.restore(stage, pull=bool(repo.config["core"].get("remote")))
+        except (RunCacheNotFoundError, StageNotFound):
+            return False
+    restored = run(
+        ["python", "-m", "tasks.collect", "--restore"], folder=folder, each_line=lambda line: log.info("%s", line)
+    )
+    if restored.code != 0:
+        raise CommandError(f"the answer store took nothing: {restored.text}", code=restored.code)
+    return True
+
+
+def main() -> int:
+    """Restore; the exit code."""
+    logging.basicConfig(level=logging.INFO, format="known_answers: %(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+    try:
+        is_known = bring_answers(CHECKOUT)
+    except (CommandError, DvcException) as error:
+        print(f"known_answers: {error}", file=sys.stderr)
+        return 1
+    log.info("%s for the params and queries as they stand", "collected before" if is_known else "not collected yet")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
