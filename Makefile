@@ -1,6 +1,6 @@
 # The verbs. Works from a fresh clone with git, make and Python 3.11 or newer; all else is installed into .uv and .venv.
 .DEFAULT_GOAL := help
-.PHONY: help install run check test real crossfit ui report up down status clean
+.PHONY: help install run check test test-slow real crossfit ui report up down status clean
 
 PYTHON ?= python3
 # uv: the one on the path if it starts, else one of the project's own
@@ -14,7 +14,8 @@ unexport VIRTUAL_ENV PYTHONPATH
 
 help:
 	@echo "make run      install, run the pipeline in the sandbox (no key, no network, no GPU), print the result table"
-	@echo "make test     install, then run the whole test suite"
+	@echo "make test     install, then run the tests"
+	@echo "make test-slow  the tests with servers and workers that are killed, some 20 minutes"
 	@echo "make check    install, then lint, format check, types, import rules, spelling"
 	@echo "make real     run the pipeline on recorded real outputs (set ARMS_REAL_DATA) and print the result table"
 	@echo "make crossfit  the claimed figures: grouped 5-fold cross-fitting, after make real; resumable"
@@ -62,7 +63,11 @@ check: install
 
 test: export HF_HUB_OFFLINE := 1
 test: install
-	@python -m pytest -q --numprocesses auto --dist loadscope
+	@python -m pytest -q -m "not slow" --numprocesses auto --dist loadscope
+
+test-slow: export HF_HUB_OFFLINE := 1
+test-slow: install
+	@python -m pytest -q -m slow --numprocesses auto --dist loadfile
 
 real: install
 	@folder=$$(python -m tasks.common.workspace presets/real.yaml) && cd "$$folder" && dvc repro && \

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def run(
     each_line: Callable[[str], None] = lambda line: None,
     timeout_s: float | None = None,
     stderr: int = subprocess.STDOUT,
+    variables: Mapping[str, str] | None = None,
 ) -> Finished:
     """Run a command to its end.
 
@@ -77,6 +78,7 @@ def run(
         each_line: called with each line as it comes.
         timeout_s: after so many seconds it is stopped, s.
         stderr: as for `subprocess.Popen`.
+        variables: added to the environment.
 
     Raises:
         CommandTimeoutError: it was stopped after `timeout_s`.
@@ -84,7 +86,7 @@ def run(
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env=environment(),
+        env=environment() | dict(variables or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -159,10 +161,11 @@ def run_json(
 def stop(process: "subprocess.Popen[str]") -> None:
     """End a command and all that it started: SIGTERM to each, and what is left after a minute is killed."""
     try:
-        family = psutil.Process(process.pid).children(recursive=True)
+        own = psutil.Process(process.pid)
+        family = [own, *own.children(recursive=True)]
     except psutil.NoSuchProcess:
         family = []
-    if process.poll() is None or family:
+    if any(map(is_alive, family)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         until = time.monotonic() + _STOP_S

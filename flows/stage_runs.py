@@ -9,7 +9,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -68,7 +68,14 @@ class StageRun:
 
 
 def repro(
-    stage: str, *, folder: Path, log: Logger, force: bool = False, pull: bool = False, timeout_s: float | None = None
+    stage: str,
+    *,
+    folder: Path,
+    log: Logger,
+    force: bool = False,
+    pull: bool = False,
+    timeout_s: float | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> StageRun:
     """Have DVC bring one stage up to date.
 
@@ -79,6 +86,7 @@ def repro(
         force: run it though nothing changed.
         pull: take what is missing from the DVC remote and its run cache.
         timeout_s: for one try, s.
+        variables: for the stage's environment.
 
     Raises:
         StageError: it ended badly.
@@ -88,7 +96,9 @@ def repro(
     started = time.monotonic()
     command = ["dvc", "repro", "--single-item", *(["--force"] if force else []), *(["--pull"] if pull else []), stage]
     for pause in _pauses():
-        found = run(command, folder=folder, each_line=lambda line: _pass_on(line, log), timeout_s=timeout_s)
+        found = run(
+            command, folder=folder, each_line=lambda line: _pass_on(line, log), timeout_s=timeout_s, variables=variables
+        )
         if found.code == 0:
             seconds = time.monotonic() - started
             return StageRun(stage=stage, outcome=_outcome(found.lines), seconds=seconds)

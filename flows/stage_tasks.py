@@ -64,7 +64,15 @@ def _cached() -> State[Any]:
 def _stage(stage: Stage, *, folder: Path, force: bool, pull: bool) -> State[Any]:
     log = get_run_logger()
     try:
-        done = repro(stage.name, folder=folder, log=log, force=force, pull=pull, timeout_s=stage.timeout_h * 3600)
+        done = repro(
+            stage.name,
+            folder=folder,
+            log=log,
+            force=force,
+            pull=pull,
+            timeout_s=stage.timeout_h * 3600,
+            variables={"ARMS_RUN": str(flow_run.id), "ARMS_LOG_FILE": str(folder / f".arms/logs/{flow_run.id}.jsonl")},
+        )
     except StageError as failure:
         if failure.is_gate:
             show_failed_gate(failure, folder, flow_run_id=str(flow_run.id))

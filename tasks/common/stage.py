@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -60,9 +60,7 @@ def run_command(name: str, body: Callable[[], None]) -> int:
     Returns:
         The exit code.
     """
-    logging.basicConfig(
-        level=os.environ.get("ARMS_LOG_LEVEL", "INFO"), format=f"{name}: %(message)s", stream=sys.stderr, force=True
-    )
+    logging.basicConfig(level=os.environ.get("ARMS_LOG_LEVEL", "INFO"), handlers=list(_handlers(name)), force=True)
     for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "transformers", "timm", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _raise_terminated)
@@ -82,6 +80,33 @@ def run_command(name: str, body: Callable[[], None]) -> int:
     except (KeyboardInterrupt, Terminated) as stop:
         return _stopped(name, stop)
     return 0
+
+
+def _handlers(name: str) -> Iterator[logging.Handler]:
+    """Lines for people on standard error; one JSON object a line there with ARMS_LOG_FORMAT=json, and in ARMS_LOG_FILE.
+
+    An object has time, level, run (ARMS_RUN: the flow run's id), stage, message, and vlm where a line is about one.
+    """
+    people = logging.Formatter(f"{name}: %(message)s")
+    console, path = logging.StreamHandler(sys.stderr), os.environ.get("ARMS_LOG_FILE")
+    console.setFormatter(_json_lines(name) if os.environ.get("ARMS_LOG_FORMAT") == "json" else people)
+    yield console
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        kept = logging.FileHandler(path, encoding="utf-8")
+        kept.setFormatter(_json_lines(name))
+        yield kept
+
+
+def _json_lines(name: str) -> logging.Formatter:
+    from pythonjsonlogger.json import JsonFormatter
+
+    return JsonFormatter(
+        "{asctime}{levelname}{message}",
+        style="{",
+        rename_fields={"asctime": "time", "levelname": "level"},
+        static_fields={"stage": name, "run": os.environ.get("ARMS_RUN")},
+    )
 
 
 def _end_with_dvc() -> None:

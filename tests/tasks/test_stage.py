@@ -1,3 +1,5 @@
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -86,3 +88,26 @@ def test_import_of_a_stage_does_nothing(tmp_path: Path) -> None:
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_log_file_has_a_json_object_a_line_with_run_stage_and_vlm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "logs/run.jsonl"
+    monkeypatch.setenv("ARMS_LOG_FILE", str(path))
+    monkeypatch.setenv("ARMS_RUN", "7")
+    logger = logging.getLogger("test")
+    assert run_command("collect", lambda: logger.warning("%s: no more", "toy", extra={"vlm": "toy"})) == 0
+    (line,) = path.read_text().splitlines()
+    found = json.loads(line)
+    assert found.pop("time")
+    assert found == {"level": "WARNING", "message": "toy: no more", "run": "7", "stage": "collect", "vlm": "toy"}
+    assert capsys.readouterr().err == "collect: toy: no more\n"
+
+
+def test_console_speaks_json_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARMS_LOG_FORMAT", "json")
+    assert run_command("label", lambda: logging.getLogger("test").info("done")) == 0
+    assert json.loads(capsys.readouterr().err)["stage"] == "label"

@@ -351,7 +351,7 @@ class _Asking:
             log.warning(
                 "%s: a reply cost %.1f times what was taken for the worst case; budgets reckon with that from now on. "
                 "Set endpoint.image_tokens to what its pictures count (this prompt: %d tokens)",
-                self.vlm.name, self._dearest.factor, reply.prompt_tokens,
+                self.vlm.name, self._dearest.factor, reply.prompt_tokens, extra={"vlm": self.vlm.name},
             )  # fmt: skip
         return cost
 
@@ -409,7 +409,7 @@ class _Asking:
         if self.outcome.given_up is None:
             self.outcome.given_up = reason
             self.pace.halt()
-            log.warning("%s: asked no more: %s", self.vlm.name, reason)
+            log.warning("%s: asked no more: %s", self.vlm.name, reason, extra={"vlm": self.vlm.name})
 
     def _spent(self, budget: str) -> float:
         return self._run.budget.spent_usd if budget == self._run.budget.name else self._budget.spent_usd

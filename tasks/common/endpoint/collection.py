@@ -276,7 +276,10 @@ def _report(standings: Sequence[Standing], store: AnswerStore) -> None:
     for each in standings:
         spent = f", ${store.spent_usd(each.keys):.4f} spent" if each.vlm.is_priced else ""
         num_open = len(each.pending)
-        log.info("%s: %d questions, %d without an answer%s", each.vlm.name, len(each.requests), num_open, spent)
+        name = each.vlm.name
+        log.info(
+            "%s: %d questions, %d without an answer%s", name, len(each.requests), num_open, spent, extra={"vlm": name}
+        )
 
 
 def _refuse_incomplete(standings: Sequence[Standing], outcomes: Sequence[Outcome], limits: Limits) -> None:
