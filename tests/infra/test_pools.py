@@ -74,6 +74,14 @@ def test_runs_send_heartbeats_as_often_as_the_automation_for_silent_ones_expects
     assert own["OWN"] == "1"
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "process"])
+def test_containers_do_not_take_over_the_workers_folder_for_prefect(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))  # the worker hands on all its settings of Prefect
+    assert rendered(name).env["PREFECT_HOME"] == "/tmp/prefect"  # noqa: S108
+
+
 @pytest.mark.parametrize("version", KUBERNETES)
 @pytest.mark.parametrize("name", ["kubernetes-cpu", "kubernetes-gpu"])
 def test_job_fits_published_schema(name: str, version: str) -> None:
@@ -141,5 +149,5 @@ def test_cpu_container_gets_none() -> None:
 
 @pytest.mark.parametrize("pool", ["cpu", "gpu"])
 def test_container_keeps_store_and_cache_in_volumes(pool: str) -> None:
-    binds = [f"arms-{pool}-store:/arms/.arms", f"arms-{pool}-cache:/arms/.dvc/cache"]
+    binds = [f"arms-{pool}-store:/arms/.arms", f"arms-{pool}-cache:/arms/.dvc/cache", "/etc/dvc:/etc/dvc:ro"]
     assert container(f"docker-{pool}")["Binds"] == binds

@@ -248,6 +248,20 @@ def test_event_of_a_failed_gate_pauses_the_schedule_and_no_run_by_hand(registere
     assert by_hand["state_type"] == "SCHEDULED"
 
 
+def test_keys_in_secret_blocks_reach_containers(registered: Stack) -> None:
+    script = """if True:
+        import asyncio, json, pathlib
+        from prefect.blocks.system import Secret
+        from prefect_docker.worker import DockerWorkerJobConfiguration as Configuration
+        Secret(value="word").save("openai")
+        template = json.loads(pathlib.Path("infra/pools/docker-cpu.json").read_text())
+        template["variables"]["properties"]["env"]["default"]["KEY"] = "{{ prefect.blocks.secret.openai }}"
+        print("KEY is", asyncio.run(Configuration.from_template_and_values(template, {})).env["KEY"])
+    """
+    result = registered.run([sys.executable, "-c", script], like="register")
+    assert "KEY is word" in result.stdout, result.stderr
+
+
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
 def test_server_takes_templates_of_other_types(registered: Stack, kind: str) -> None:
     for pool in ("cpu", "gpu"):
