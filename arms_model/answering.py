@@ -72,6 +72,7 @@ class ServedRouter:
         base: the router that is asked first.
         new: of a cascade: the router that scores the VLMs that `base` does not know.
         digest: sha256 that names everything it was loaded from; "" where it was put together in memory.
+        retired: VLMs that a router knows and that are not chosen any more, sorted.
     """
 
     strategy: str
@@ -79,6 +80,7 @@ class ServedRouter:
     base: Router
     new: Router | None = None
     digest: str = ""
+    retired: tuple[str, ...] = ()
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
@@ -90,7 +92,7 @@ class ServedRouter:
     @property
     def vlms(self) -> tuple[str, ...]:
         """The selection space: K VLMs, sorted by name."""
-        return tuple(sorted({vlm for router in self.routers for vlm in router.config.vlms}))
+        return tuple(sorted({vlm for router in self.routers for vlm in router.config.vlms} - {*self.retired}))
 
     @property
     def is_base(self) -> NDArray[np.bool_]:
@@ -198,6 +200,11 @@ class ServedRouter:
                     "choose among all."
                 )
             for name in names:
+                if name in self.retired:
+                    raise DataError(
+                        f"candidate {name!r} of query {row} was retired: this router does not choose it any more; "
+                        f"leave it out, and name some of: {', '.join(vlms)}."
+                    )
                 if name not in vlms:
                     raise DataError(
                         f"candidate {name!r} of query {row} is no VLM of this router; {nearest(str(name), vlms)}"

@@ -20,7 +20,7 @@ from arms_model.settings import parse
 
 PREFIX = "arms.history."
 MAX_WHY = 1000  # characters: an entry must fit into a tag of the store, 5,000 characters
-Action = Literal["first", "promote", "rollback", "restore"]
+Action = Literal["first", "promote", "rollback", "restore", "retire"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class Entry:
         number: from 1.
         when: UTC, ISO 8601.
         who: who asked for it.
-        action: `first` champion of the store, `promote`, `rollback`, or `restore` after the store was rebuilt.
+        action: `first` champion of the store, `promote`, `rollback`, `restore` after the store was rebuilt, or
+            `retire`: the champion before, with VLMs out of the selection space.
         from_version: the champion before; None for the first.
         to_version: the champion since.
         from_digest: what was served before; "" for the first.

@@ -1,7 +1,7 @@
 """The registry of what can be served, kept in MLflow: register, verify, load, make champion, roll back.
 
-With `logged_model` and `pyfunc_model` the part of the library that talks to MLflow (extra `registry`); it is imported
-when a registry is opened, and nothing else in the library imports this module. A version is a served folder
+With `artifacts`, `logged_model` and `pyfunc_model` the part of the library that talks to MLflow (extra `registry`); it
+is imported when a registry is opened, and nothing else in the library imports this module. A version is a served folder
 (`arms_model.served`) in MLflow's form `pyfunc`, models from code: no pickle. Tags name it (`arms.digest`) and hold the
 size and sha256 of each of its files.
 
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from arms_model.answering import ServedRouter
+from arms_model.artifacts import find_artifacts_beside_sqlite
 from arms_model.errors import ArmsError, ConfigError, DataError, StorageError
 from arms_model.history import Action, Entry, History, Mirror, checked_why, read_history
 from arms_model.locks import locked
@@ -94,12 +95,13 @@ class Registry:
         uri: of MLflow: http(s), sqlite or postgresql+psycopg2.
         model: its name there.
         lock: a file; who changes the registry holds it. The history's mirror, `history.jsonl`, lies beside it.
+        store: what the mirror calls the store, where that is reached in several ways; None for `uri`.
 
     Raises:
         ConfigError: MLflow is not installed, or a name that MLflow does not take.
     """
 
-    def __init__(self, uri: str, *, model: str, lock: Path) -> None:
+    def __init__(self, uri: str, *, model: str, lock: Path, store: str | None = None) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,199}", model):
             raise ConfigError(f"register.model: '{model}' is no name for a model; use letters, digits, . _ and -.")
         os.environ |= {
@@ -113,11 +115,12 @@ class Registry:
             from mlflow import MlflowClient
         except ImportError:
             raise ConfigError("MLflow is not installed; `uv sync --extra registry` brings it.") from None
+        find_artifacts_beside_sqlite()
         self.model = model
         self._uri = uri
         self._lock = lock
-        store = shown_uri(uri).replace(f"{Path.cwd()}/", "")  # the same when the folder was moved
-        self.mirror = Mirror(path=lock.with_name("history.jsonl"), store=store, model=model)
+        name = shown_uri(store or uri).replace(f"{Path.cwd()}/", "")  # the same when the folder was moved
+        self.mirror = Mirror(path=lock.with_name("history.jsonl"), store=name, model=model)
         with self._reached():
             self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -208,21 +211,47 @@ class Registry:
             StoreError: MLflow is away.
             StorageError: what does not fit, by its name.
         """
-        self._check_recorded(version)
         with tempfile.TemporaryDirectory(prefix="arms-registry-") as temporary:
-            folder = Path(temporary)
-            try:
-                expected = expected_files(version.tags.get(FILES))
-                with self._reached():
-                    uri = self._client.get_model_version_download_uri(self.model, str(version.number))
-                    download(uri, expected, folder, tracking_uri=self._uri)
-                check_files(folder, expected)
-                return load_served(folder / INSIDE, digest=version.digest)
-            except StoreError:
-                raise
-            except (DataError, StorageError) as error:
-                text = str(error).replace(f"{folder}/", "")
-                raise StorageError(f"version {version.number} of {self.model} is refused: {text}") from None
+            return self.fetch(version, Path(temporary))
+
+    def fetch(self, version: Version, folder: Path) -> ServedRouter:
+        """Download a version into `folder`, which is empty, as `verify` does; its served folder is `folder / INSIDE`.
+
+        Raises:
+            StoreError: MLflow is away.
+            StorageError: what does not fit, by its name.
+        """
+        self._check_recorded(version)
+        try:
+            expected = expected_files(version.tags.get(FILES))
+            with self._reached():
+                uri = self._client.get_model_version_download_uri(self.model, str(version.number))
+                download(uri, expected, folder, tracking_uri=self._uri)
+            check_files(folder, expected)
+            return load_served(folder / INSIDE, digest=version.digest)
+        except StoreError:
+            raise
+        except (DataError, StorageError) as error:
+            text = str(error).replace(f"{folder}/", "")
+            raise StorageError(f"version {version.number} of {self.model} is refused: {text}") from None
+
+    def origin(self, version: Version, *, requirements: tuple[str, ...]) -> Origin:
+        """Where a registered version comes from, for one that is made of it.
+
+        Args:
+            version: the registered one.
+            requirements: of the one to be.
+        """
+        with self._reached():
+            found = self._client.get_model_version(self.model, str(version.number))
+            run = self._client.get_run(str(found.run_id))
+        return Origin(
+            experiment_id=run.info.experiment_id,
+            run_id=run.info.run_id,
+            tags={name: value for name, value in version.tags.items() if name not in (DIGEST, FILES, STRATEGY)},
+            description=found.description or "",
+            requirements=requirements,
+        )
 
     def load(self, which: str) -> ServedRouter:
         """A version, by number or alias, ready to answer; errors as for `find` and `verify`."""

@@ -1,6 +1,7 @@
 """What is served, on disk: one router, or a cascade of two, in a folder that nothing can hide in.
 
-    served.json                               format, strategy, tau, which router scores which VLM, every file's sha256
+    served.json                               format, strategy, tau, which router scores which VLM, which VLMs are
+                                              retired (where there are any), every file's sha256
     base/{config.json,weights.safetensors}    the router that is asked first
     new/{config.json,weights.safetensors}     of a cascade: the router that scores the other VLMs
 
@@ -9,6 +10,7 @@ sha256 of all else. Loading takes exactly these files and refuses by name whatev
 belong there; nothing in them could run code.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,14 +18,14 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from arms_model.answering import ServedRouter
 from arms_model.errors import ConfigError, DataError, StorageError
 from arms_model.router import Router
-from arms_model.settings import parse
+from arms_model.settings import nearest, parse
 from arms_model.storage import CONFIG, WEIGHTS, load_router
 
 FORMAT = 1
@@ -56,6 +58,9 @@ class Manifest:
         tau: threshold of a cascade; None for one router.
         vlms: the selection space: which router scores which VLM.
         files: of every other file, its path in the folder.
+        retired: VLMs that a router knows and that are not in the selection space any more. **Decision**: left out where
+            there are none, so that a folder without has the digest that it had before VLMs could be retired; a reader
+            of that time refuses a folder that has the key, and does not go on choosing a retired VLM.
     """
 
     format: int
@@ -63,6 +68,7 @@ class Manifest:
     tau: float | None
     vlms: dict[str, Role]
     files: dict[str, FileEntry]
+    retired: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be loaded."""
@@ -70,6 +76,10 @@ class Manifest:
             raise ValueError(f"format is {self.format}, expected {FORMAT}; register the routers again")
         if self.tau is not None and not (math.isfinite(self.tau) and 0 <= self.tau <= 1):
             raise ValueError(f"tau is {self.tau}, expected a confidence in [0, 1], or null for one router")
+        if self.retired != sorted(set(self.retired) - set(self.vlms)):
+            raise ValueError(f"retired is {self.retired}, expected sorted names, none of them in vlms or twice")
+        if not self.vlms:
+            raise ValueError("vlms is empty: nothing could be chosen")
         wanted = {f"{role}/{name}" for role in self.roles for name in (CONFIG, WEIGHTS)}
         if set(self.files) != wanted:
             strange = sorted(set(self.files) ^ wanted)
@@ -115,7 +125,40 @@ def save_served(folder: Path, *, strategy: str, base: Path, new: Path | None = N
             copy = folder / role / name
             shutil.copyfile(source / name, copy)
             files[f"{role}/{name}"] = {"bytes": copy.stat().st_size, "sha256": file_sha256(copy)}
-    manifest = {"format": FORMAT, "strategy": strategy, "tau": tau, "vlms": known, "files": files}
+    return _write_manifest(folder, {"format": FORMAT, "strategy": strategy, "tau": tau, "vlms": known, "files": files})
+
+
+def save_retired(folder: Path, *, source: Path, vlms: Sequence[str]) -> str:
+    """The same routers with some VLMs out of the selection space: they stay known, and are never chosen.
+
+    Args:
+        folder: exists, is empty and the caller's to publish.
+        source: a served folder, as `load_served` takes it.
+        vlms: to take out; those that `source` has retired already stay so.
+
+    Returns:
+        The digest. The same source and VLMs give the same bytes.
+
+    Raises:
+        ConfigError: no VLM, one that is not in the selection space, or all that are.
+        StorageError: the source is damaged.
+    """
+    manifest = read_manifest(source)
+    if unknown := [vlm for vlm in vlms if vlm not in manifest.vlms]:
+        raise ConfigError(f"'{unknown[0]}' is no VLM that is chosen here; {nearest(unknown[0], manifest.vlms)}")
+    left = {vlm: role for vlm, role in manifest.vlms.items() if vlm not in vlms}
+    if not vlms or not left:
+        raise ConfigError(
+            f"{len(vlms)} of {len(manifest.vlms)} VLMs would be retired; name at least one, and leave at least one."
+        )
+    for name in manifest.files:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
+    retired = sorted({*manifest.retired, *vlms})
+    return _write_manifest(folder, dataclasses.asdict(manifest) | {"vlms": left, "retired": retired})
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> str:
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / SERVED).write_text(text, encoding="utf-8")
     return file_sha256(folder / SERVED)
@@ -146,6 +189,7 @@ def load_served(folder: Path, *, digest: str | None = None) -> ServedRouter:
         base=routers["base"],
         new=routers.get("new"),
         digest=file_sha256(folder / SERVED),
+        retired=tuple(manifest.retired),
     )
 
 
@@ -221,11 +265,14 @@ def _router(folder: Path) -> Router:
 
 
 def _check_space(manifest: Manifest, routers: Mapping[Role, Router], folder: Path) -> None:
-    """The VLMs in `served.json` are those of the routers: `new` scores what `base` does not know."""
+    """The VLMs in `served.json` are those of the routers: `new` scores what `base` does not know; or are retired."""
     expected: dict[str, Role] = {}
     for role in manifest.roles:
         for vlm in routers[role].config.vlms:
             expected.setdefault(vlm, role)
+    if strangers := sorted(set(manifest.retired) - set(expected)):
+        raise StorageError(f"{folder / SERVED}: no router knows {strangers[0]}, which is retired; register them again.")
+    expected = {vlm: role for vlm, role in expected.items() if vlm not in manifest.retired}
     if dict(manifest.vlms) != expected:
         differing = sorted(vlm for vlm in {*manifest.vlms, *expected} if manifest.vlms.get(vlm) != expected.get(vlm))
         raise StorageError(

@@ -12,11 +12,14 @@ Run: `python -m tasks.collect`; reads the source and `queries/`, writes `collect
 """
 
 import argparse
+import dataclasses
+import json
 import logging
 import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +30,7 @@ from arms_model.pictures import DEFAULT_MAX_PIXELS
 from arms_model.settings import nearest
 from tasks.common import recorded
 from tasks.common.asked import asked, first_asked, refuse_unknown_benchmarks
-from tasks.common.endpoint.answers import STORE, AnswerStore
+from tasks.common.endpoint.answers import STORE, AnswerStore, Spent
 from tasks.common.endpoint.collection import (
     Limits,
     Questions,
@@ -35,7 +38,7 @@ from tasks.common.endpoint.collection import (
     refuse_unpriced_budgets,
     refuse_without_endpoints,
 )
-from tasks.common.endpoint.forecast import forecasts, show
+from tasks.common.endpoint.forecast import as_document, forecasts, show, show_spent
 from tasks.common.endpoint.restoring import refuse_new_store_beside_sealed_answers, restore
 from tasks.common.files import folder_written_whole
 from tasks.common.gates import hold
@@ -194,17 +197,43 @@ def body() -> None:
         log.info("`dvc repro --force --single-item collect` asks what ended in an error again, and nothing else")
 
 
-def dry_run() -> None:
-    """Print per VLM how many questions would be asked, what they should cost and how long it should take."""
+def dry_run(*, as_json: bool = False) -> None:
+    """Print per VLM how many questions would be asked, what they should cost and how long it should take.
+
+    Args:
+        as_json: print one JSON document; a source that asks nobody is no mistake then.
+    """
     settings, vlms, queries = _read()
     if settings.source != "endpoint":
+        if as_json:
+            print(json.dumps(as_document([], budget_usd=settings.budget_usd)))
+            return
         raise ConfigError(f"--dry-run: collect.source is '{settings.source}', which asks nobody.")
     refuse_without_endpoints(vlms)
     refuse_unpriced_budgets(vlms, settings.limits)
     questions = Questions(queries, images=IMAGES, max_pixels=settings.max_pixels)
     with AnswerStore() as store:
         refuse_new_store_beside_sealed_answers(vlms, store, served_here=set(settings.servers))
-        show(forecasts(vlms, questions, queries=queries, store=store), budget_usd=settings.budget_usd)
+        found = forecasts(vlms, questions, queries=queries, store=store)
+    if as_json:
+        print(json.dumps(as_document(found, budget_usd=settings.budget_usd), ensure_ascii=False))
+    else:
+        show(found, budget_usd=settings.budget_usd)
+
+
+def spent(*, as_json: bool = False) -> None:
+    """Print what the kept answers cost, by model; without a store, nothing was spent."""
+    by_model: list[Spent] = []
+    failed_usd = 0.0
+    if STORE.exists():
+        with AnswerStore() as store:
+            by_model, failed_usd = store.spent_by_model()
+    if not as_json:
+        show_spent(by_model, failed_usd=failed_usd)
+        return
+    total = sum(each.spent_usd for each in by_model) + failed_usd
+    rows = [dataclasses.asdict(each) for each in by_model]
+    print(json.dumps({"vlms": rows, "failed_usd": failed_usd, "total_usd": total}, ensure_ascii=False))
 
 
 def restore_store() -> None:
@@ -247,8 +276,17 @@ def main() -> int:
     instead.add_argument(
         "--new-store", action="store_true", help="say that what was sealed here before may be asked, and paid, again"
     )
+    instead.add_argument("--spent", action="store_true", help="print what the kept answers cost, by model")
+    parser.add_argument("--json", action="store_true", help="with --dry-run or --spent: print one JSON document")
     options = parser.parse_args()
-    instead_of_body = {"dry_run": dry_run, "restore": restore_store, "new_store": new_store}
+    if options.json and not (options.dry_run or options.spent):
+        parser.error("--json belongs to --dry-run or --spent")
+    instead_of_body: dict[str, Callable[[], None]] = {
+        "dry_run": partial(dry_run, as_json=options.json),
+        "spent": partial(spent, as_json=options.json),
+        "restore": restore_store,
+        "new_store": new_store,
+    }
     for option, work in instead_of_body.items():
         if getattr(options, option):
             return run_command("collect", work)

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
+from arms_model.artifacts import find_artifacts_beside_sqlite
 from arms_model.errors import ConfigError, EndpointError
 from arms_model.locks import locked
 from arms_model.uris import hidden, shown_uri
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 STORE = Path(".arms/mlflow")
 LOCK = Path(".arms/tracking/lock")
+SERVICES = Path(".arms/services/services.json")  # the addresses of what `make up` started
 QUERIES = Path("queries/queries.parquet")
 PARENT = "mlflow.parentRunId"
 FILES = "arms.files"  # tag: name -> hash of each artifact that we put there
@@ -73,7 +75,7 @@ def tracking_uri() -> str:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return f"sqlite:///{(STORE / 'mlflow.db').absolute()}"
+        return own_store()
     try:
         parts = urlsplit(uri)
         # PostgreSQL's host may stand in the query, or be this machine's socket
@@ -92,6 +94,20 @@ def tracking_uri() -> str:
     )
 
 
+def own_store() -> str:
+    """The SQLite file of this tree."""
+    return f"sqlite:///{(STORE / 'mlflow.db').absolute()}"
+
+
+def store_behind(uri: str) -> str:
+    """The store that is spoken to: of a server that `make up` started over this tree's file, that file; else `uri`."""
+    try:
+        server = json.loads(SERVICES.read_text(encoding="utf-8"))["mlflow"]["url"]
+    except (OSError, ValueError, KeyError, TypeError):  # none was started, or none of MLflow
+        return uri
+    return own_store() if uri.rstrip("/") == server else uri
+
+
 def open_client(uri: str) -> MlflowClient:
     """A client of the store at `uri`; makes the store where it is a local file that is not there yet.
 
@@ -103,6 +119,7 @@ def open_client(uri: str) -> MlflowClient:
     _prepare()
     from mlflow import MlflowClient
 
+    find_artifacts_beside_sqlite()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if uri.startswith("sqlite:///"):
         _make_sqlite(Path(uri.removeprefix("sqlite:///")))

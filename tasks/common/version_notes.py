@@ -13,6 +13,7 @@ import polars as pl
 
 from arms_model.answering import ServedRouter
 from arms_model.errors import ConfigError
+from arms_model.logged_model import MAX_DESCRIPTION
 from tasks.common.cards import CardInputs, em_text, method_of, model_card, rows_of
 from tasks.common.dataset import load_queries, load_splits
 from tasks.common.params import raw_section
@@ -20,6 +21,8 @@ from tasks.common.stage_inputs import StageFiles
 from tasks.common.tables import TEST_SPLITS, read_table
 
 EVALUATION = "cascade_eval"
+RETIRED = "arms.retired"  # tag: VLMs that the routers know and that are not chosen any more
+RETIRED_FROM = "arms.retired_from"  # tag: digest of the version that trained routers were registered as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,35 @@ def version_notes(
         **em_tags(entry, table),
     }
     return VersionNotes(tags=tags, card=card, requirements=requirements_of(served))
+
+
+def notes_after_retiring(
+    notes: VersionNotes, served: ServedRouter, *, names: Sequence[str], source: tuple[int, str], why: str
+) -> VersionNotes:
+    """What is told about a version that is another with VLMs out of its selection space.
+
+    Args:
+        notes: of that other one.
+        served: what is served now.
+        names: that were taken out now.
+        source: number and digest of the other one.
+        why: in words.
+    """
+    number, digest = source
+    kept = {name: value for name, value in notes.tags.items() if not name.startswith("arms.em.")}
+    tags = kept | {
+        "arms.vlms": ", ".join(served.vlms),
+        "arms.num_vlms": str(len(served.vlms)),
+        RETIRED: ", ".join(served.retired),
+        RETIRED_FROM: kept.get(RETIRED_FROM, digest),
+    }
+    note = (
+        f"**Retired: {', '.join(names)}** ({why}). The routers are those of version {number}, which this card "
+        "describes: its figures are with what was retired."
+    )
+    card = f"{note}\n\n{notes.card}"
+    card = card if len(card) <= MAX_DESCRIPTION else card[: MAX_DESCRIPTION - 1] + "…"
+    return VersionNotes(tags=tags, card=card, requirements=notes.requirements)
 
 
 def data_hash(stages: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from arms_model.answering import ServedRouter
 from arms_model.errors import ArmsError, ConfigError, DataError, StorageError
-from arms_model.served import load_served, save_served
+from arms_model.served import load_served, save_retired, save_served
 from arms_model.storage import load_router
 from tests.arms_model.toys import (
     CHOICES,
@@ -216,3 +216,80 @@ def test_base_alone_needs_no_second_router(tmp_path: Path) -> None:
     digest = save_toy_base(tmp_path / "served")
     assert json.loads((tmp_path / "served/served.json").read_text())["tau"] is None
     assert load_served(tmp_path / "served", digest=digest).routers[0].config.vlms == ("a", "c")
+
+
+def retire(folder: Path, source: Path, *vlms: str) -> ServedRouter:
+    folder.mkdir()
+    digest = save_retired(folder, source=source, vlms=vlms)
+    return load_served(folder, digest=digest)
+
+
+@pytest.mark.parametrize("vlms", [("b",), ("a", "d"), ("a", "c"), ("b", "d"), ("a", "b", "d")])
+def test_retired_vlms_are_known_and_not_chosen(
+    folder: Path, cascade: ServedRouter, tmp_path: Path, vlms: tuple[str, ...]
+) -> None:
+    served = retire(tmp_path / "less", folder, *vlms)
+    left = [vlm for vlm in "abcd" if vlm not in vlms]
+    assert (served.vlms, served.retired) == (tuple(left), vlms)
+    answers = served.answer(questions(), pictures(), choices=CHOICES)
+    wanted = cascade.answer(questions(), pictures(), choices=CHOICES, candidates=[left] * len(questions()))
+    assert answers == wanted  # as if nobody had offered what is retired
+
+
+def test_retired_vlm_of_one_router_is_not_chosen(tmp_path: Path) -> None:
+    save_toy_base(tmp_path / "served")
+    served = retire(tmp_path / "less", tmp_path / "served", "a")
+    assert {answer.vlm for answer in served.answer(questions()[:5], pictures()[:5])} == {"c"}
+
+
+def test_retired_vlm_is_refused_as_candidate_by_name(folder: Path, tmp_path: Path) -> None:
+    served = retire(tmp_path / "less", folder, "b")
+    with pytest.raises(DataError, match=r"candidate 'b' of query 0 was retired.*name some of: a, c, d"):
+        served.answer(questions()[:1], pictures()[:1], candidates=[["a", "b"]])
+
+
+def test_retiring_adds_up_and_gives_the_same_bytes_again(folder: Path, tmp_path: Path) -> None:
+    retire(tmp_path / "one", folder, "b")
+    both = retire(tmp_path / "both", tmp_path / "one", "a")
+    assert both.retired == ("a", "b")
+    assert both.digest == retire(tmp_path / "again", folder, "b", "a").digest != load_served(folder).digest
+
+
+def test_folder_without_retired_vlms_does_not_name_the_key(folder: Path) -> None:
+    # so its digest is that of a version from before VLMs could be retired, and such a version loads
+    assert set(json.loads((folder / "served.json").read_text())) == {"files", "format", "strategy", "tau", "vlms"}
+    assert load_served(folder).retired == ()
+
+
+@pytest.mark.parametrize(
+    ("vlms", "words"),
+    [
+        (("z",), "'z' is no VLM that is chosen here; known are: a, b, c, d"),
+        (("a", "b", "c", "d"), "4 of 4 VLMs would be retired"),
+        ((), "0 of 4 VLMs would be retired; name at least one"),
+    ],
+)
+def test_what_cannot_be_retired_is_refused(folder: Path, tmp_path: Path, vlms: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        save_retired(tmp_path, source=folder, vlms=vlms)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"retired": ["z"]}, "no router knows z, which is retired"),
+        ({"retired": ["a"]}, "expected sorted names, none of them in vlms"),
+        ({"retired": ["d", "b"], "vlms": {"a": "base", "c": "base"}}, "expected sorted names"),
+        ({"retired": ["a", "b", "c", "d"], "vlms": {}}, "vlms is empty"),
+        ({"vlms": {"a": "base", "c": "base", "d": "new"}}, r"vlms do not fit the routers \(b\)"),
+    ],
+)
+def test_selection_space_that_does_not_fit_is_refused(
+    folder: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    path = tmp_path / "copy/served.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(StorageError, match=words):
+        load_served(tmp_path / "copy")

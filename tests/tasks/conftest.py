@@ -1,4 +1,8 @@
-"""Fixtures for tests that ask a server: `queries` runs once a session, each test gets a folder with its output."""
+"""Fixtures of several tests of stages.
+
+For those that ask a server, `queries` runs once a session and each test gets a folder with its output; for those of the
+registry, `register` does.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import write_recorded
+from tasks import register
+from tests.conftest import Tree, write_recorded
 from tests.tasks.asking import AskingFolder
 from tests.tasks.hostile import Hostile
 
@@ -43,3 +48,29 @@ def server() -> Iterator[Hostile]:
     """A server that does as its script says."""
     with Hostile() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def registered_tree(finished_tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """A copy of the finished tree with a store of its own, in which the stage ran; copied by each test.
+
+    The store's artifacts stay in this folder, wherever its database is copied to.
+    """
+    folder = tmp_path_factory.mktemp("registered") / "tree"
+    shutil.copytree(
+        finished_tree.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow", "cache", "registry")
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        register.body()
+    return Tree(folder)
+
+
+@pytest.fixture
+def registered_copy(registered_tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    """A tree of the test's own in which `register` ran; it is the current folder."""
+    shutil.copytree(registered_tree.folder, tmp_path / "tree", symlinks=True)
+    monkeypatch.chdir(tmp_path / "tree")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Tree(tmp_path / "tree")

@@ -5,11 +5,14 @@ An answer has 10 tokens at $1,000 a million: $0.01. At most it could have 16: $0
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tasks.asking import asked_twice, vlm, words
+from tests.tasks.asking import STORE, asked_twice, vlm, words
 
 if TYPE_CHECKING:
     from tests.tasks.asking import AskingFolder
@@ -141,3 +144,79 @@ def test_dry_run_says_what_would_stop_it(asking: AskingFolder, server: Hostile) 
     assert "the environment variable TOY_KEY_NOT_SET is not set" in said
     assert "collect.budget_usd is below what is spent and expected, $8.0000" in said
     assert server.asked == []
+
+
+def _document(asking: AskingFolder, *words: str) -> Any:
+    result = asking.collect(*words, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)  # one document and nothing beside it
+
+
+def test_dry_run_is_a_document_for_programs(asking: AskingFolder, server: Hostile) -> None:
+    free = vlm("free", server.base_url, sample=7)  # without a price
+    paid = vlm("paid", server.base_url, sample=20, usd_per_call=0.5)
+    asking.prepare(paid, free, budget_usd=20)
+    document = _document(asking, "--dry-run")
+    assert [(row["vlm"], row["num_questions"], row["num_known"], row["num_to_ask"]) for row in document["vlms"]] == [
+        ("free", 7, 0, 7), ("paid", 20, 0, 20),
+    ]  # fmt: skip
+    assert [(row["expected_usd"], row["worst_usd"]) for row in document["vlms"]] == [(None, None), (10.0, 10.0)]
+    assert document["total"] == {"num_to_ask": 27, "expected_usd": None, "worst_usd": None}  # nobody knows what free is
+    assert document["budget_usd"] == 20
+    assert server.asked == []
+    assert asking.collect().returncode == 0
+    asking.prepare(paid | {"sample": 24}, free)
+    document = _document(asking, "--dry-run")
+    assert document["total"] == {"num_to_ask": 4, "expected_usd": 2.0, "worst_usd": 2.0}
+    assert document["budget_usd"] is None
+    assert [row["num_known"] for row in document["vlms"]] == [7, 20]
+    assert all(row["expected_s"] >= 0 for row in document["vlms"])
+
+
+def test_dry_run_document_of_answers_of_any_length_knows_no_worst_case(asking: AskingFolder, server: Hostile) -> None:
+    asking.prepare(vlm("paid", server.base_url, sample=2, endpoint={"generation": {"temperature": 0}}, **PRICE))
+    document = _document(asking, "--dry-run")
+    assert (document["vlms"][0]["expected_usd"], document["vlms"][0]["worst_usd"]) == (None, None)
+    assert asking.collect().returncode == 0
+    asking.prepare(vlm("paid", server.base_url, sample=3, endpoint={"generation": {"temperature": 0}}, **PRICE))
+    total = _document(asking, "--dry-run")["total"]
+    assert total == {"num_to_ask": 1, "expected_usd": pytest.approx(0.01), "worst_usd": None}  # as answers were so far
+
+
+def test_dry_run_document_of_a_source_that_asks_nobody_is_empty(asking: AskingFolder) -> None:
+    asking.prepare(*({"name": "a", "display_name": "A", "provider": "B", "pool": pool} for pool in ("base",)),
+                   source="recorded")  # fmt: skip
+    document = _document(asking, "--dry-run")
+    assert document == {
+        "vlms": [],
+        "total": {"num_to_ask": 0, "expected_usd": 0, "worst_usd": 0},
+        "budget_usd": None,
+    }
+
+
+def test_spent_counts_answers_and_failed_attempts(asking: AskingFolder, server: Hostile) -> None:
+    assert _document(asking, "--spent") == {"vlms": [], "failed_usd": 0.0, "total_usd": 0.0}
+    assert not (asking.folder / STORE).exists()  # looking makes no store
+    free = vlm("free", server.base_url, sample=7)
+    asking.prepare(vlm("paid", server.base_url, sample=20, usd_per_call=0.5), free)
+    assert asking.collect().returncode == 0
+    with closing(sqlite3.connect(asking.folder / STORE)) as connection, connection:
+        key = connection.execute("select key from answers where model = 'paid'").fetchone()[0]
+        connection.execute(
+            "insert into attempts values (?, 'timed out', 0.25, 0), (?, 'timed out', 0.25, 0)", (key, key)
+        )
+        connection.execute("insert into attempts values ('unknown', 'timed out', 0.125, 0)")
+    document = _document(asking, "--spent")
+    assert document["vlms"] == [
+        {"endpoint": "toy", "model": "free", "num_answers": 7, "spent_usd": 0.0},
+        {"endpoint": "toy", "model": "paid", "num_answers": 20, "spent_usd": 10.5},
+    ]
+    assert (document["failed_usd"], document["total_usd"]) == (0.125, 10.625)
+    said = asking.collect("--spent").stdout
+    assert "$10.6250 spent in all, $0.1250 of it on failed attempts at questions without an answer" in said
+
+
+def test_json_alone_is_refused(asking: AskingFolder) -> None:
+    result = asking.collect("--json")
+    assert result.returncode == 2
+    assert "--json belongs to --dry-run or --spent" in result.stderr

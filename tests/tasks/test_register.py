@@ -12,26 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pytest
-from mlflow import MlflowClient
 
 from arms_model.errors import ConfigError, DataError, EndpointError, StorageError
-from arms_model.registry import Registry
 from tasks import register
 from tasks.common.gate_split import load_gate_split, outcomes_on
-from tasks.common.routers import router_vectors
-from tasks.common.tracking import tracking_uri
-from tests.conftest import Tree
 from tests.servers import free_port
+from tests.tasks.registering import MODEL, STRATEGIES, client, fake_labels, promote, registry, versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from tests.conftest import Tree
 
-    from arms_model.answering import ServedRouter
-    from arms_model.registry import Version
-    from tasks.common.gate_split import GateSplit
-
-STRATEGIES = ["base", "incremental", "base + independent", "base + incremental"]
-MODEL = "arms-router"
 LIMITED = textwrap.dedent("""
     import os, resource, sys
     sys.path.insert(0, os.getcwd())
@@ -42,78 +32,10 @@ LIMITED = textwrap.dedent("""
 """)
 
 
-@pytest.fixture(scope="module")
-def registered_tree(finished_tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    """A copy of the finished tree with a store of its own, in which the stage ran; copied by each test.
-
-    The store's artifacts stay in this folder, wherever its database is copied to.
-    """
-    folder = tmp_path_factory.mktemp("registered") / "tree"
-    shutil.copytree(
-        finished_tree.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow", "cache", "registry")
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        register.body()
-    return Tree(folder)
-
-
 @pytest.fixture
-def tree(registered_tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+def tree(registered_copy: Tree) -> Tree:
     """A tree of the test's own in which the stage ran; it is the current folder."""
-    shutil.copytree(registered_tree.folder, tmp_path / "tree", symlinks=True)
-    monkeypatch.chdir(tmp_path / "tree")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Tree(tmp_path / "tree")
-
-
-def registry() -> Registry:
-    return Registry(tracking_uri(), model=MODEL, lock=register.LOCK)
-
-
-def versions() -> list[Version]:
-    return registry().versions()
-
-
-def client() -> MlflowClient:
-    return MlflowClient(tracking_uri=tracking_uri(), registry_uri=tracking_uri())
-
-
-def fake_labels(tree: Tree, right: Callable[[int], str]) -> None:
-    """Put all queries on the gate; right is only what one version chooses for a query: `champion` or `challenger`.
-
-    On every second drawing the best base VLM of the benchmark has no label, so that the versions differ.
-    """
-    labels = tree.table("label/base")
-    is_best = pl.col("vlm").is_in(["toy-colour-2b", "toy-count-2b", "toy-even-7b"])
-    labels.filter(~(is_best & (pl.col("query_id").str.tail(3).cast(int) // 2 % 2 == 1))).write_parquet(
-        "label/base.parquet"
-    )
-    tree.table("split/split").with_columns(split=pl.lit("gate")).write_parquet("split/split.parquet")
-    for pool in ("base", "new"):
-        answers = tree.table(f"collect/{pool}")
-        answers.with_columns(imported_correct=pl.lit(None, pl.Boolean)).write_parquet(f"collect/{pool}.parquet")
-    gate = load_gate_split("image_group")
-    labelled = ~np.isnan(gate.correct)
-    chosen = {alias: choices(registry().load(alias), gate, labelled) for alias in ("champion", "challenger")}
-    queries = gate.queries["query_id"].to_list()
-    wanted = {query: chosen[right(number)][number] for number, query in enumerate(queries)}
-    for pool in ("base", "new"):
-        labels = tree.table(f"label/{pool}")
-        correct = [wanted[query] == vlm for query, vlm in labels.select("query_id", "vlm").iter_rows()]
-        labels.with_columns(correct=pl.Series(correct)).write_parquet(f"label/{pool}.parquet")
-
-
-def choices(served: ServedRouter, gate: GateSplit, labelled: np.ndarray) -> list[str]:
-    """The VLM that a version chooses for each query of the gate."""
-    columns = [gate.vlms.index(vlm) for vlm in served.vlms]
-    scores = served.confidences([router_vectors(router, gate.queries) for router in served.routers])
-    return [served.vlms[column] for column in served.choose(scores, labelled[:, columns]).column]
-
-
-def promote(**given: Any) -> None:
-    register.promote(**({"number": None, "why": None, "force": False, "yes": True} | given))
+    return registered_copy
 
 
 def test_every_strategy_is_a_version_with_its_tags_and_card(tree: Tree) -> None:

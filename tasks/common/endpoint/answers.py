@@ -92,6 +92,16 @@ class Attempts:
     cost_usd: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What one model's answers cost: number of answers, and USD with the failed attempts before them; 0: no price."""
+
+    endpoint: str
+    model: str
+    num_answers: int
+    spent_usd: float
+
+
 class AnswerStore:
     """An open store; `with AnswerStore(path) as store`. One thread at a time, any number of processes."""
 
@@ -199,6 +209,22 @@ class AnswerStore:
         statements = (f"select sum(cost_usd) from {table} where key in" for table in ("answers", "attempts"))  # noqa: S608
         sums = [row[0] for statement in statements for row in self._select(statement, keys)]
         return float(sum(cost for cost in sums if cost is not None))
+
+    def spent_by_model(self) -> tuple[list[Spent], float]:
+        """What all that is kept cost, by model; and what failed attempts cost whose question has no answer, USD.
+
+        Of such an attempt the store does not know the model.
+        """
+        with self._explained():
+            rows = self._connection.execute(
+                "select endpoint, model, count(*), total(cost_usd) + total(failed_usd) from answers left join "
+                "(select key, sum(cost_usd) as failed_usd from attempts group by key) using (key) "
+                "group by endpoint, model order by endpoint, model"
+            ).fetchall()
+            unanswered = "select total(cost_usd) from attempts where key not in (select key from answers)"
+            (failed_usd,) = self._connection.execute(unanswered).fetchone()
+        names = [field.name for field in fields(Spent)]
+        return [Spent(**dict(zip(names, row, strict=True))) for row in rows], float(failed_usd)
 
     def begin(self, endpoints: Iterable[str]) -> None:
         """Note that these endpoints, by their stable names, are asked from this store."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 from rich.box import SIMPLE
@@ -11,7 +12,7 @@ from rich.table import Table
 from arms_model.errors import ConfigError
 from arms_model.progress import clock
 from tasks.common.asked import first_asked
-from tasks.common.endpoint.answers import AnswerStore
+from tasks.common.endpoint.answers import AnswerStore, Spent
 from tasks.common.endpoint.asking import api_key
 from tasks.common.endpoint.collection import (
     Questions,
@@ -37,8 +38,8 @@ class Forecast:
         num_known: those with an answer.
         num_to_ask: those that would be asked; not what another block asks the same model.
         is_at_most: whether the numbers of questions are upper bounds.
-        expected_usd: of those to ask; None where no price is known.
-        worst_usd: likewise, every answer as long as max_tokens allows; each asked once.
+        expected_usd: of those to ask; None where no price is known, or answers may have any length and none came yet.
+        worst_usd: likewise, every answer as long as max_tokens allows, each asked once; None without that limit, too.
         spent_usd: what the known answers cost.
         expected_s: time for those to ask, s.
         is_assumed: whether the time rests on an assumed latency.
@@ -65,8 +66,8 @@ class Forecast:
             f"{bound}{self.num_questions}",
             str(self.num_known),
             f"{bound}{self.num_to_ask}",
-            "no price" if self.expected_usd is None else f"{self.expected_usd:.4f}",
-            "no price" if self.worst_usd is None else f"{self.worst_usd:.4f}",
+            "not known" if self.expected_usd is None else f"{self.expected_usd:.4f}",
+            "not known" if self.worst_usd is None else f"{self.worst_usd:.4f}",
             f"{self.spent_usd:.4f}",
             clock(self.expected_s) + (" *" if self.is_assumed and self.num_to_ask else ""),
         ]
@@ -90,6 +91,7 @@ def forecast(standing: Standing, to_ask: Sequence[Request], store: AnswerStore, 
         expected_usd(vlm, request, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens) or 0.0
         for request in to_ask
     )
+    is_bounded = endpoint.max_tokens is not None or not vlm.usd_per_mtok_out
     seconds = len(to_ask) * (_ASSUMED_LATENCY_S if latency_s is None else latency_s) / endpoint.concurrency
     if endpoint.requests_per_minute is not None:
         seconds = max(seconds, len(to_ask) * 60 / endpoint.requests_per_minute)
@@ -99,8 +101,8 @@ def forecast(standing: Standing, to_ask: Sequence[Request], store: AnswerStore, 
         num_known=len(standing.requests) - len(standing.pending),
         num_to_ask=len(to_ask),
         is_at_most=is_at_most,
-        expected_usd=expected if vlm.is_priced else None,
-        worst_usd=sum(worst_case_usd(vlm, request) for request in to_ask) if vlm.is_priced else None,
+        expected_usd=expected if vlm.is_priced and (is_bounded or completion_tokens is not None) else None,
+        worst_usd=sum(worst_case_usd(vlm, request) for request in to_ask) if vlm.is_priced and is_bounded else None,
         spent_usd=spent,
         expected_s=seconds,
         is_assumed=latency_s is None,
@@ -144,6 +146,52 @@ def forecasts(
         forecast(each, to_ask, store, is_at_most=each.vlm in later and not is_base_known)
         for each, to_ask in to_ask_once(known)
     ]
+
+
+def as_document(forecasts: Sequence[Forecast], *, budget_usd: float | None) -> dict[str, Any]:
+    """The forecasts for programs: a JSON object; null where a cost is not known.
+
+    Args:
+        forecasts: of all VLMs; none where nobody would be asked.
+        budget_usd: what the answers of all VLMs may cost together; None for no limit.
+    """
+    names = (
+        "vlm", "num_questions", "num_known", "num_to_ask", "is_at_most", "expected_usd", "worst_usd", "spent_usd",
+        "expected_s", "warning",
+    )  # fmt: skip
+    asked = [each for each in forecasts if each.num_to_ask]
+    total = {
+        "num_to_ask": sum(each.num_to_ask for each in asked),
+        "expected_usd": _sum_of_known([each.expected_usd for each in asked]),
+        "worst_usd": _sum_of_known([each.worst_usd for each in asked]),
+    }
+    rows = [{name: getattr(each, name) for name in names} for each in forecasts]
+    return {"vlms": rows, "total": total, "budget_usd": budget_usd}
+
+
+def _sum_of_known(amounts: Sequence[float | None]) -> float | None:
+    """None where one is not known: then the sum is not known either."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if len(known) == len(amounts) else None
+
+
+def show_spent(spent: Sequence[Spent], *, failed_usd: float) -> None:
+    """Print what the kept answers cost, by model, and the sum.
+
+    Args:
+        spent: by model.
+        failed_usd: of failed attempts whose question has no answer.
+    """
+    table = Table("endpoint", "model", "answers", "spent $", box=SIMPLE)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for each in spent:
+        table.add_row(each.endpoint, each.model, str(each.num_answers), f"{each.spent_usd:.4f}")
+    terminal = Console()
+    terminal.width = max(terminal.width, 110)
+    terminal.print(table)
+    total = sum(each.spent_usd for each in spent) + failed_usd
+    print(f"${total:.4f} spent in all, ${failed_usd:.4f} of it on failed attempts at questions without an answer")
 
 
 def show(forecasts: Sequence[Forecast], *, budget_usd: float | None) -> None:
