@@ -100,3 +100,9 @@ def test_workers_do_not_see_the_databases_password() -> None:
     text = str([service for name, service in SERVICES.items() if name.startswith("worker")])
     assert "S3_SECRET_KEY" in text
     assert "POSTGRES_PASSWORD" not in text
+
+
+def test_workers_in_one_checkout_see_the_same_process_numbers() -> None:
+    # else DVC takes the lock of a process in the other container for one of a dead process, and removes it
+    workers = [service for service in SERVICES.values() if "..:/arms" in service.get("volumes", [])]
+    assert [worker.get("pid") for worker in workers] == ["host", "host"]

@@ -138,6 +138,21 @@ def test_only_workers_may_speak_to_kubernetes_and_only_of_jobs(manifests: list[M
     assert not named(manifests, "ClusterRole")
 
 
+def test_pods_fit_the_restricted_policy_of_their_namespace(manifests: list[Manifest]) -> None:
+    policy = named(manifests, "Namespace")["arms"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+    assert policy == "restricted"
+    runs = [json.loads((ROOT / f"infra/pools/kubernetes-{pool}.json").read_text()) for pool in ("cpu", "gpu")]
+    jobs = [run["job_configuration"]["job_manifest"]["spec"]["template"]["spec"] for run in runs]
+    for pod in [*pods(manifests).values(), *jobs]:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        kinds = {key for volume in pod.get("volumes", []) for key in volume if key != "name"}
+        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+
+
 def test_workers_run_the_version_of_prefect_that_is_locked(manifests: list[Manifest]) -> None:
     images = {pods(manifests)[f"worker-{pool}"]["containers"][0]["image"] for pool in ("cpu", "gpu")}
     assert images == {f"prefecthq/prefect:{prefect.__version__}-python3.11-kubernetes"}
