@@ -9,8 +9,6 @@ crash: no service ends another one. `down` ends everything that this checkout's 
 
 import argparse
 import contextlib
-import hashlib
-import json
 import os
 import signal
 import socket
@@ -20,31 +18,20 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import filelock
 import httpx
 import psutil
 
-from flows import processes, servers, under_way
+from flows import addresses, processes, registration, servers, under_way
+from flows.registration import ServiceError, say
 from flows.servers import HOST, MLFLOW, PREFECT, Plan
 
-ADDRESSES = processes.FOLDER / "services.json"
-_SETTINGS = Path("prefect.toml")
-_OURS = "# Written by `make up`, removed by `make down`: the server that Prefect's commands typed in this folder use.\n"
 _VARIABLES = {PREFECT: "PREFECT_PORT", MLFLOW: "MLFLOW_PORT"}
 _TITLES = {PREFECT: "Prefect's server", MLFLOW: "MLflow's server"}
 _START_S, _SAY_S = 300.0, 5.0
+_SERVERS_OF_A_WORKER = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
 _CLOSE_S = 20.0  # a server closes its database
-
-
-class ServiceError(Exception):
-    """What stopped `up` or `down`, in words for people; `code` is the exit code."""
-
-    def __init__(self, text: str, *, code: int = 1) -> None:
-        """Say what happened and what to do."""
-        super().__init__(text)
-        self.code = code
 
 
 def up(plan: Plan) -> None:
@@ -58,18 +45,52 @@ def up(plan: Plan) -> None:
     """
     with _one_at_a_time(plan.root):
         begun: dict[str, subprocess.Popen[bytes]] = {}
+        _end_outdated(plan)
         try:
             _start_servers(plan, begun)
-            _register(plan)
+            registration.register(plan)
             for name in plan.workers:
                 _start(plan, name, begun)
             _wait(plan, begun, {_title(name): _is_online(plan, name) for name in plan.workers})
             _wait(plan, begun, {_TITLES[name]: _is_well(plan, name) for name in plan.servers})
-            _write_addresses(plan)
+            has_settings = addresses.write(plan, registered=registration.digest(plan))
         except BaseException:
-            _end(plan.root, names=set(begun), because="the start did not succeed")
+            if begun:
+                say("  the start did not succeed; ending what was started")
+                _end(plan.root, names=set(begun))
             raise
         _say_next(plan, begun)
+        if not has_settings:
+            say(f"prefect.toml is your own and was left as it is; its api.url must be {plan.api_url}")
+
+
+def _end_outdated(plan: Plan) -> None:
+    """End workers that speak to another server than this plan's: one that crashed and has moved, a record elsewhere.
+
+    Raises:
+        ServiceError: such a worker has a run under way.
+    """
+    for name in set(plan.workers) & set(_running(plan.root)):
+        wanted = servers.environment(plan, name)
+        differing = [key for key in _SERVERS_OF_A_WORKER if _variable(plan.root, name, key) != wanted[key]]
+        if not differing:
+            continue
+        if PREFECT in _running(plan.root) and under_way.runs_here(plan.root, names={name}):
+            raise ServiceError(
+                f"{name} was started with another {differing[0]} and has a run under way; wait for its end, or end it "
+                "by `make down`, then `make up` again.",
+                code=2,
+            )
+        say(f"  {name} was started with another {differing[0]}; it is started again")
+        _end(plan.root, names={name})
+
+
+def _variable(root: Path, name: str, key: str) -> str | None:
+    try:
+        found: str | None = psutil.Process(_running(root)[name].pid).environ().get(key)
+    except (psutil.Error, KeyError):
+        return None
+    return found
 
 
 def _start_servers(plan: Plan, begun: "dict[str, subprocess.Popen[bytes]]") -> None:
@@ -80,7 +101,7 @@ def _start_servers(plan: Plan, begun: "dict[str, subprocess.Popen[bytes]]") -> N
             _refuse_taken(plan, server)
     _start(plan, PREFECT, begun)
     if MLFLOW in plan.servers:
-        _make_store(plan)  # while Prefect's server comes up
+        registration.make_store(plan)  # while Prefect's server comes up
         _start(plan, MLFLOW, begun)
     _wait(plan, begun, {_TITLES[PREFECT]: _is_well(plan, PREFECT)})
 
@@ -105,7 +126,7 @@ def _end_leftovers(plan: Plan, name: str) -> None:
     """End what a service that was killed has left: its own children, a flow run that nobody watches any more."""
     left = processes.marked(plan.root, names={name})
     if left:
-        print(f"  ending {len(left)} processes that an earlier {_title(name)} left", flush=True)
+        say(f"  ending {len(left)} processes that an earlier {_title(name)} left")
         api_url = plan.api_url if servers.answers(PREFECT, plan.prefect_port) else None
         under_way.end_runs(plan.root, names={name}, api_url=api_url, each_wait=_say_wait)
         processes.end(left, rest=lambda: processes.marked(plan.root, names={name}), patience_s=_CLOSE_S)
@@ -123,71 +144,6 @@ def _refuse_taken(plan: Plan, server: str) -> None:
                 f"program has it, perhaps another checkout's services. Choose another: make up {variable}={port + 1}.",
                 code=2,
             ) from None
-
-
-def _make_store(plan: Plan) -> None:
-    """Make MLflow's tables under another name first: a server killed on the way would leave a half-made store."""
-    store = plan.root / servers.STORE / "mlflow.db"
-    lock = plan.root / ".arms/tracking/lock"  # the one that stages take before they make it
-    store.parent.mkdir(parents=True, exist_ok=True)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(lock):
-        if store.exists():
-            return
-        temporary = store.with_name(".mlflow.db.up.tmp")
-        temporary.unlink(missing_ok=True)
-        words = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{temporary}"]
-        _run(plan, words, "MLflow's store could not be made")
-        temporary.replace(store)
-
-
-def _register(plan: Plan) -> None:
-    """Pools, the automation and the deployments; nothing where the server has them as they are here."""
-    digest = _digest(plan)
-    if _read_addresses(plan.root).get("registered") == digest and _has_deployments(plan):
-        return
-    print("  pools, automation, deployments ...", flush=True)
-    slots = str(len(plan.gpus))
-    _run(plan, [sys.executable, "-m", "flows.pools", "--gpu-slots", slots], "the pools could not be made")
-    words = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "infra/prefect.yaml"]
-    _run(plan, words, "the deployments could not be registered")
-
-
-def _digest(plan: Plan) -> str:
-    """What decides what is registered: the deployments, the flows with their parameters, the number of GPU workers."""
-    files = [plan.root / "infra/prefect.yaml", *sorted((plan.root / "flows").glob("*.py"))]
-    found = hashlib.sha256(str(len(plan.gpus)).encode())
-    for path in files:
-        found.update(path.name.encode() + path.read_bytes())
-    return found.hexdigest()
-
-
-def _has_deployments(plan: Plan) -> bool:
-    """Whether the server still has what was registered; its database may have been removed."""
-    with contextlib.suppress(httpx.HTTPError):
-        url = f"{plan.api_url}/deployments/name/gpu-stages/run"
-        return httpx.get(url, timeout=10.0, trust_env=False).is_success
-    return False
-
-
-def _run(plan: Plan, words: list[str], trouble: str) -> None:
-    """Run a command that must succeed.
-
-    Raises:
-        ServiceError: it did not.
-    """
-    result = subprocess.run(
-        words,
-        cwd=plan.root,
-        env=servers.environment(plan) | {processes.MARK: str(plan.root), processes.NAME: "up"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        last = "\n".join((result.stdout + result.stderr).strip().splitlines()[-15:])
-        raise ServiceError(f"{trouble}; `{' '.join(words[2:])}` ended with {result.returncode}:\n{last}")
 
 
 def _is_well(plan: Plan, server: str) -> Callable[[], bool]:
@@ -222,7 +178,7 @@ def _wait(plan: Plan, begun: "dict[str, subprocess.Popen[bytes]]", signs: dict[s
         if now - began > _START_S:
             raise ServiceError(f"no answer within {_START_S:.0f} s from {', '.join(left)}; {_logs(plan.root)}")
         if now - said >= _SAY_S:
-            print(f"  waiting for {', '.join(left)}: {now - began:.0f} s", flush=True)
+            say(f"  waiting for {', '.join(left)}: {now - began:.0f} s")
             said = now
         time.sleep(0.3)
 
@@ -241,40 +197,20 @@ def _title(name: str) -> str:
     return _TITLES.get(name, name)
 
 
-def _write_addresses(plan: Plan) -> None:
-    """Say where the servers are: to Prefect's commands typed in this folder, and to the flows."""
-    found: dict[str, Any] = {"prefect": {"url": plan.url(PREFECT)}, "registered": _digest(plan)}
-    if MLFLOW in plan.servers:
-        found["mlflow"] = {"url": plan.url(MLFLOW)}
-    processes.write_whole(plan.root / ADDRESSES, json.dumps(found, indent=1) + "\n")
-    settings = plan.root / _SETTINGS
-    if settings.exists() and not settings.read_text(encoding="utf-8").startswith(_OURS):
-        print(f"  {_SETTINGS} is your own and was left as it is; its api.url must be {plan.api_url}")
-        return
-    processes.write_whole(settings, f'{_OURS}[api]\nurl = "{plan.api_url}"\n')
-
-
-def _read_addresses(root: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads((root / ADDRESSES).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}
-
-
 def _say_next(plan: Plan, begun: "dict[str, subprocess.Popen[bytes]]") -> None:
-    print(f"Started: {', '.join(map(_title, begun))}." if begun else "All of it was running already.")
+    say(f"Started: {', '.join(map(_title, begun))}." if begun else "All of it was running already.")
     gpus = ", ".join(gpu for gpu in plan.gpus if gpu is not None)
-    print(f"  Prefect   {plan.url(PREFECT)}")
-    print(f"  MLflow    {plan.url(MLFLOW) if MLFLOW in plan.servers else 'as MLFLOW_TRACKING_URI says'}")
-    print(f"  workers   1 for {servers.CPU_POOL}, {len(plan.gpus)} for {servers.GPU_POOL} ({gpus or 'no GPU'})")
-    print("Next, with .venv/bin on your PATH:")
-    print("  prefect deployment run train-arms/base --watch          data stages and the base router")
-    print("  prefect deployment run train-arms/incremental --watch   what the newest VLM list makes stale")
-    print("  make status                                             what runs, what is stale, who is champion")
-    print("  make down                                               end all of it")
+    say(f"  Prefect   {plan.url(PREFECT)}")
+    say(f"  MLflow    {plan.url(MLFLOW) if MLFLOW in plan.servers else 'as MLFLOW_TRACKING_URI says'}")
+    say(f"  workers   1 for {servers.CPU_POOL}, {len(plan.gpus)} for {servers.GPU_POOL} ({gpus or 'no GPU'})")
+    say("Next, with .venv/bin on your PATH:")
+    say("  prefect deployment run train-arms/base --watch          data stages and the base router")
+    say("  prefect deployment run train-arms/incremental --watch   what the newest VLM list makes stale")
+    say("  make status                                             what runs, what is stale, who is champion")
+    say("  make down                                               end all of it")
     foreign = os.environ.get("PREFECT_API_URL")
     if foreign and foreign != plan.api_url:
-        print(
+        say(
             f"PREFECT_API_URL is set in this shell, to another server than this one: unset it, or export {plan.api_url}"
         )
 
@@ -290,34 +226,27 @@ def down(root: Path) -> None:
     """
     with _one_at_a_time(root):
         ports = {service.port for service in processes.recorded(root).values() if service.port is not None}
-        num = _end(root, names=None, because="")
+        num = _end(root, names=None)
         for path in (root / processes.FOLDER).glob("*.json"):
             path.unlink(missing_ok=True)
-        settings = root / _SETTINGS
-        if settings.exists() and settings.read_text(encoding="utf-8").startswith(_OURS):
-            settings.unlink()
+        addresses.remove(root)
         still = [port for port in sorted(ports) if _is_open(port)]
     if still:
         raise ServiceError(f"something that `make up` did not start listens on {HOST}, port {still[0]}")
     closed = f"; closed: {', '.join(f'port {port}' for port in sorted(ports))}" if ports else ""
-    print(f"{num} processes ended{closed}. Nothing of this checkout runs any more." if num else "Nothing was running.")
+    say(f"{num} processes ended{closed}. Nothing of this checkout runs any more." if num else "Nothing was running.")
 
 
-def _end(root: Path, *, names: set[str] | None, because: str) -> int:
+def _end(root: Path, *, names: set[str] | None) -> int:
     """End services with all that they began; workers first, so that runs under way can tell the server.
 
     Args:
         root: the checkout.
         names: of the services; None for all, recorded or not.
-        because: why, for the message; empty says nothing.
 
     Returns:
         How many processes there were.
     """
-    if names is not None and not names:
-        return 0
-    if because:
-        print(f"  {because}; ending what was started", flush=True)
     kept = processes.family(processes.marked(root, names=names))  # also what carries no mark, while it has a parent
     running = _running(root)
     worker_pids = {service.pid for name, service in running.items() if name.startswith("worker")}
@@ -325,10 +254,8 @@ def _end(root: Path, *, names: set[str] | None, because: str) -> int:
     api_url = f"http://{HOST}:{running[PREFECT].port}/api" if PREFECT in running else None
     num_runs = under_way.end_runs(root, names=names, api_url=api_url, workers=workers, each_wait=_say_wait)
     if num_runs:
-        print(
-            f"  ended {num_runs} flow runs that were under way; the next run goes on from what they finished",
-            flush=True,
-        )
+        runs = "1 flow run" if num_runs == 1 else f"{num_runs} flow runs"
+        say(f"  ended {runs} under way; the next run goes on from what is finished")
 
     def rest() -> list[psutil.Process]:
         return list({process.pid: process for process in [*kept, *processes.marked(root, names=names)]}.values())
@@ -340,7 +267,7 @@ def _end(root: Path, *, names: set[str] | None, because: str) -> int:
 
 def _say_wait(waited_s: float, num_left: int) -> None:
     if waited_s >= _SAY_S and int(waited_s) % int(_SAY_S) == 0:
-        print(f"  waiting for stages under way to end ({num_left} processes): {waited_s:.0f} s", flush=True)
+        say(f"  waiting for stages under way to end ({num_left} processes): {waited_s:.0f} s")
 
 
 def _is_open(port: int) -> bool:
@@ -358,7 +285,7 @@ def _one_at_a_time(root: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        print("another make up or make down works in this folder; waiting for it", flush=True)
+        say("another make up or make down works in this folder; waiting for it")
         lock.acquire()
     try:
         yield
@@ -449,7 +376,9 @@ def main() -> int:
     )
     verbs.add_parser("down", help="end all of it")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, _raise_stopped)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _raise_stopped)
     try:
         root = _checkout()
         if given.verb == "down":

@@ -14,7 +14,7 @@ import pytest
 
 from flows import processes
 from tests.flows.conftest import ServicesTree, write_services_tree
-from tests.servers import wait_until
+from tests.servers import free_port, wait_until
 
 pytestmark = pytest.mark.slow
 SERVICES = ("mlflow-server", "prefect-server", "worker-cpu", "worker-gpu-0")
@@ -132,12 +132,19 @@ def test_second_checkout_has_services_of_its_own_and_a_crash_leaves_nothing(
     result = tree.up(*ports, str(tree.prefect_port), MLFLOW_TRACKING_URI="http://127.0.0.1:1")
     assert result.returncode == 0, result.stdout + result.stderr
     assert set(tree.pids()) == {"prefect-server", "worker-cpu", "worker-gpu-0"}  # the user's own MLflow is used
+
+    os.kill(tree.pids()["prefect-server"], signal.SIGKILL)
+    result = tree.up(*ports, str(other := free_port()), MLFLOW_TRACKING_URI="http://127.0.0.1:1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "worker-cpu was started with another PREFECT_API_URL; it is started again" in result.stdout
+    assert f'url = "http://127.0.0.1:{other}/api"' in (tree.folder / "prefect.toml").read_text()
+
     for name, pid in tree.pids().items():  # everything crashes, and nobody knows any more what there was
         os.kill(pid, signal.SIGKILL)
         (tree.folder / f".arms/services/{name}.json").unlink()
     assert tree.down().returncode == 0
     assert tree.alive() == []
-    assert not _is_open(tree.prefect_port)
+    assert not _is_open(other)
     assert served_tree.pids() == first
     assert len(processes.marked(served_tree.folder)) >= len(first)
 
@@ -164,7 +171,7 @@ def test_down_stops_a_run_under_way_and_leaves_no_trace(tmp_path: Path) -> None:
 
     result = tree.down()
     assert result.returncode == 0, result.stderr
-    assert "ended 1 flow run" in result.stdout
+    assert "ended 1 flow run under way" in result.stdout
     assert tree.alive() == []
     assert not _is_open(tree.prefect_port)
     assert not _is_open(tree.mlflow_port)
