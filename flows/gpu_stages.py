@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+from dvc.exceptions import DvcException
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -25,8 +26,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Completed, Failed
 
 from flows import sharing
-from flows.graph import read_graph
-from flows.stage_runs import Logger, StageRun
+from flows.stage_runs import LockBusyError, Logger, StageRun, graph_of
 from flows.stage_tasks import CHECKOUT, run_stage_task
 from flows.trees import TreeIdentity, UserError, identity, tree_of
 
@@ -61,7 +61,7 @@ def gpu_stages(
     try:
         if is_elsewhere:
             _take_over(stages, folder, asked_by=TreeIdentity(**asked_by), lock=lock, log=log)
-        graph = read_graph(folder)
+        graph = graph_of(folder, log=log)
         runs = []
         for name in stages:
             state = run_stage_task(graph.stages[name], folder, force=name in (force or ()), pull=is_elsewhere)
@@ -70,7 +70,7 @@ def gpu_stages(
             runs.append(state)
         if is_elsewhere:
             sharing.push(folder, log=log)
-    except (UserError, sharing.RemoteError) as error:
+    except (UserError, LockBusyError, sharing.RemoteError, DvcException) as error:
         return Failed(message=str(error))
     create_table_artifact(key=_OUTCOMES, table=[asdict(run) for run in runs], description="What each stage did")
     return Completed(message=", ".join(f"{run.stage} {run.outcome}" for run in runs))
@@ -105,10 +105,10 @@ def _take_over(stages: Sequence[str], folder: Path, *, asked_by: TreeIdentity, l
         )
     sharing.refuse_without_remote(folder)
     (folder / "dvc.lock").write_text(lock, encoding="utf-8")
-    graph = read_graph(folder)
+    graph = graph_of(folder, log=log)
     before = sorted(graph.upstream(stages) - set(stages))
     sharing.pull(before, folder, log=log)
-    if stale := [name for name in before if name in read_graph(folder).changes]:
+    if stale := [name for name in before if name in graph_of(folder, log=log).changes]:
         raise UserError(
             f"stages {', '.join(stale)} are stale here though dvc.lock is the asking run's; see dvc status."
         )

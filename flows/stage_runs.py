@@ -1,4 +1,4 @@
-"""`dvc repro` for one stage: what came of it, and what stood in its way.
+"""DVC asked what may run, and `dvc repro` for one stage: what came of it, and what stood in its way.
 
 DVC alone decides whether the stage runs. Its lock may be held by another process (another run, a person's own `dvc
 repro`): that is waited out with growing, jittered pauses. A lock of a process that is dead is no obstacle: DVC removes
@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dvc.lock import LockError
+
 from flows.command import run
+from flows.graph import Graph, read_graph
 
 Outcome = Literal["ran", "restored", "unchanged"]
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -67,6 +70,26 @@ class StageRun:
     seconds: float
 
 
+def graph_of(folder: Path, *, log: Logger) -> Graph:
+    """The graph of the tree, asked for as soon as DVC's lock is free.
+
+    Args:
+        folder: the tree.
+        log: hears of the waiting.
+
+    Raises:
+        LockBusyError: DVC's lock stayed taken.
+        dvc.exceptions.DvcException: no DVC tree, or a dvc.yaml with mistakes.
+    """
+    for pause in _pauses():
+        try:
+            return read_graph(folder)
+        except LockError:
+            log.info("another process works in this folder; DVC is asked again in %.0f s", pause)
+            time.sleep(pause)
+    raise _busy(folder, "what is stale is not known")
+
+
 def repro(
     stage: str,
     *,
@@ -107,10 +130,13 @@ def repro(
             raise StageError(stage, _last_words(found.lines), code=int(code[1]) if code else None)
         log.info("another process works in this folder; stage %s is tried again in %.0f s", stage, pause)
         time.sleep(pause)
-    raise LockBusyError(
-        f"DVC's lock in {folder} was taken for {_WAIT_S / 3600:.0f} hours, so stage {stage} did not run. Its last "
-        f"words: {_last_words(found.lines)}. End that process; if there is none, remove .dvc/tmp/lock and "
-        ".dvc/tmp/rwlock."
+    raise _busy(folder, f"stage {stage} did not run. Its last words: {_last_words(found.lines)}")
+
+
+def _busy(folder: Path, so: str) -> LockBusyError:
+    return LockBusyError(
+        f"DVC's lock in {folder} was taken for {_WAIT_S / 3600:.0f} hours, so {so}. End that process; if there is "
+        "none, remove .dvc/tmp/lock and .dvc/tmp/rwlock."
     )
 
 

@@ -31,8 +31,8 @@ from flows import results, sharing
 from flows.command import CommandError, run_json
 from flows.dead_runs import crash_dead_runs, process_tag
 from flows.gpu_stages import POOL, send
-from flows.graph import Graph, Stage, read_graph
-from flows.stage_runs import Logger, StageRun
+from flows.graph import Graph, Stage
+from flows.stage_runs import LockBusyError, Logger, StageRun, graph_of
 from flows.stage_tasks import CHECKOUT, run_stage_task, show_cached
 from flows.trees import UserError, alone_in, tree_of
 
@@ -69,7 +69,7 @@ def train_arms(
             return _Run(mode=mode, folder=folder, preset=preset, force=force or [], sync=sync, log=log).work(
                 promote=promote, is_split=pools == "split" and deployment.id is not None
             )
-    except (UserError, CommandError, sharing.RemoteError, DvcException) as error:
+    except (UserError, CommandError, LockBusyError, sharing.RemoteError, DvcException) as error:
         return Failed(message=str(error))
 
 
@@ -88,7 +88,7 @@ class _Run:
         if self._sync:
             sharing.refuse_without_remote(self._folder)
             _transfer.with_options(name="fetch", task_run_name="fetch")("fetch", self._folder)
-        graph = read_graph(self._folder)
+        graph = graph_of(self._folder, log=self._log)
         wanted = self._wanted(graph)
         may_run = graph.may_run(force=self._force) & wanted
         self._say_plan(graph, may_run)

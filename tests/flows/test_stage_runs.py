@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from flows.command import CommandTimeoutError
-from flows.stage_runs import StageError, repro
+from flows.stage_runs import StageError, graph_of, repro
 from tests.flows.mini import dvc, write_mini_tree
 from tests.servers import wait_until
 
@@ -106,3 +107,18 @@ def test_lock_of_a_dead_process_is_no_obstacle(tree: Path) -> None:
     (tree / "dvc.yaml").write_text((tree / "dvc.yaml").read_text().replace("sleep 30; ", ""))
     assert repro("first", folder=tree, log=LOG).outcome == "ran"
     assert dvc(tree, "status", "first").startswith("Data and pipelines are up to date")
+
+
+def test_what_is_stale_is_asked_again_until_the_lock_is_free(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hold = "from dvc.repo import Repo; lock = Repo().lock; lock.lock(); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        threading.Timer(5, other.kill).start()
+        with caplog.at_level(logging.INFO):
+            graph = graph_of(tree, log=LOG)
+        assert other.wait() == -signal.SIGKILL
+    assert "first" in graph.changes
+    assert "another process works in this folder; DVC is asked again" in caplog.text
