@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -36,6 +37,7 @@ _OUTCOMES = "gpu-stages"
 _POLL_S = 2.0
 _SAY_S = 300.0
 _WORKER_SOON_S = 20.0  # for that long a worker may be looking elsewhere
+_SILENT_S = 45.0  # a worker says every 30 s that it is there; Prefect calls it online for 90 s after the last time
 
 
 @flow(name="gpu-stages", flow_run_name="{stages}")
@@ -165,19 +167,17 @@ def send(
 
 def _wait(client: SyncPrefectClient, run_id: UUID, *, log: Logger) -> FlowRun:
     """Wait for the run's end; a server that is restarted meanwhile is waited for."""
-    asked_at, said_at = time.monotonic(), float("-inf")
+    asked_at, said_at, said = time.monotonic(), float("-inf"), ""
     while True:
         try:
             found = client.read_flow_run(run_id)
             if found.state is not None and found.state.is_final():
                 return found
             is_waiting = found.state is None or found.state.is_scheduled() or found.state.is_pending()
-            if is_waiting and time.monotonic() - said_at >= _SAY_S and not _has_worker(client):
-                said_at = time.monotonic()
-                log.warning(_NO_WORKER)
-            elif is_waiting and time.monotonic() - asked_at >= _WORKER_SOON_S and time.monotonic() - said_at >= _SAY_S:
-                said_at = time.monotonic()
-                log.info("waiting for a free place on pool %s", POOL)
+            news = _why_waiting(client, waited_s=time.monotonic() - asked_at) if is_waiting else ""
+            if news and (news != said or time.monotonic() - said_at >= _SAY_S):
+                said_at, said = time.monotonic(), news
+                log.warning(news)
         except httpx.TransportError as error:
             log.warning("Prefect's server is away (%s); waiting until it is back", type(error).__name__)
         time.sleep(_POLL_S)
@@ -190,8 +190,19 @@ _NO_WORKER = (
 )
 
 
+def _why_waiting(client: SyncPrefectClient, *, waited_s: float) -> str:
+    """What a run that waits on the pool for GPUs waits for; nothing where it may begin any moment."""
+    if not _has_worker(client):
+        return _NO_WORKER
+    return f"waiting for a free place on pool {POOL}" if waited_s >= _WORKER_SOON_S else ""
+
+
 def _has_worker(client: SyncPrefectClient) -> bool:
-    return any(worker.status == WorkerStatus.ONLINE for worker in client.read_workers_for_work_pool(POOL))
+    since = datetime.now(UTC) - timedelta(seconds=_SILENT_S)
+    return any(
+        worker.status == WorkerStatus.ONLINE and worker.last_heartbeat_time and worker.last_heartbeat_time > since
+        for worker in client.read_workers_for_work_pool(POOL)
+    )
 
 
 @contextlib.contextmanager

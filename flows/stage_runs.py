@@ -24,7 +24,7 @@ Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 _BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
 _GATE = "gates failed; nothing was published"
-_DISK_FULL = re.compile(r"No space left on device|disk is full|could not write", re.IGNORECASE)
+_DISK_FULL = re.compile(r"No space left on device|disk is full|could not write|Free some space", re.IGNORECASE)
 _EXIT = re.compile(r"exited with (-?\d+)")
 _ADVICE = (
     "To track the changes with git", "        git add", "To enable auto staging", "        dvc config core.autostage",

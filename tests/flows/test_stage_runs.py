@@ -65,7 +65,11 @@ def test_failure_carries_the_words_and_the_exit_code_of_the_stage(tree: Path, co
 
 @pytest.mark.parametrize(
     ("words", "is_gate"),
-    [("1 of 4 gates failed; nothing was published.", True), ("could not write: No space left on device.", False)],
+    [
+        ("1 of 4 gates failed; nothing was published.", True),
+        ("could not write: No space left on device.", False),
+        ("the answer store .arms/answers.sqlite: disk I/O error. Free some space, and run again.", False),
+    ],
 )
 def test_failed_gate_and_full_disk_are_not_tried_again(tree: Path, words: str, is_gate: bool) -> None:
     set_command(tree, "first", f'echo "{words}"; exit 1')
