@@ -15,13 +15,13 @@ from tasks.common.invariants.collect import CollectGate
 from tasks.common.invariants.label import LabelGate
 from tasks.common.invariants.split import SplitGate
 from tasks.common.params import SECTIONS, STAGES, BaseSettings, NoBounds
+from tasks.common.registering import RegisterSettings
 from tasks.common.routers import RouterSettings
 from tasks.common.vlms import parse_vlms
 from tasks.embed import EmbedSettings
 from tasks.label import LabelSettings
 from tasks.profiles import ProfilesSettings
 from tasks.queries import QueriesSettings
-from tasks.register import RegisterSettings
 from tasks.report import ReportSettings
 from tasks.split import SplitSettings
 from tasks.train_incremental import IncrementalSettings

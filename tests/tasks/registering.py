@@ -9,8 +9,9 @@ import polars as pl
 from mlflow import MlflowClient
 
 from arms_model.registry import Registry
-from tasks import register
+from tasks.common import championship
 from tasks.common.gate_split import load_gate_split
+from tasks.common.registering import LOCK
 from tasks.common.routers import router_vectors
 from tasks.common.tracking import tracking_uri
 
@@ -27,7 +28,7 @@ MODEL = "arms-router"
 
 
 def registry() -> Registry:
-    return Registry(tracking_uri(), model=MODEL, lock=register.LOCK)
+    return Registry(tracking_uri(), model=MODEL, lock=LOCK)
 
 
 def versions() -> list[Version]:
@@ -71,4 +72,4 @@ def choices(served: ServedRouter, gate: GateSplit, labelled: np.ndarray) -> list
 
 
 def promote(**given: Any) -> None:
-    register.promote(**({"number": None, "why": None, "force": False, "yes": True} | given))
+    championship.promote(**({"number": None, "why": None, "force": False, "yes": True} | given))

@@ -15,6 +15,7 @@ import pytest
 
 from arms_model.errors import ConfigError, DataError, EndpointError, StorageError
 from tasks import register
+from tasks.common import championship
 from tasks.common.gate_split import load_gate_split, outcomes_on
 from tests.servers import free_port
 from tests.tasks.registering import MODEL, STRATEGIES, client, fake_labels, promote, registry, versions
@@ -160,7 +161,7 @@ def test_lost_champion_is_not_replaced_silently_and_is_set_again_by_force(tree: 
     assert registry().find("champion").number == 3
     register.body()
     register.history()
-    register.rollback(why="back")
+    championship.rollback(why="back")
     assert registry().find("champion").number == 1
 
 
@@ -292,7 +293,7 @@ def test_tampered_challenger_is_not_compared(registered_tree: Tree, tree: Tree) 
 
 def test_rollback_is_written_down(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
     promote(number=3, force=True, why="try it")
-    register.rollback(why="it was worse")
+    championship.rollback(why="it was worse")
     assert registry().find("champion").number == 1
     register.history()
     lines = capsys.readouterr().out.splitlines()[-3:]

@@ -11,6 +11,7 @@ import pytest
 
 from arms_model.errors import ConfigError, DataError, StorageError
 from tasks import register
+from tasks.common import championship
 from tests.tasks.registering import MODEL, STRATEGIES, client, fake_labels, promote, registry, versions
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def test_mistakes_end_with_2(words: list[str], said: str, tree: Tree) -> None:
 def test_champion_is_told_with_its_selection_space(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
     promote(number=CASCADE, force=True, why="try it")
     capsys.readouterr()
-    register.champion(as_json=True)
+    championship.champion(as_json=True)
     version, entry = registry().find("champion"), registry().history().entries[-1]
     assert _document(capsys) == {
         "model": MODEL,
@@ -133,7 +134,7 @@ def test_champion_is_told_with_its_selection_space(tree: Tree, capsys: pytest.Ca
         "who": entry.who,
         "why": "try it",
     }
-    register.champion()
+    championship.champion()
     printed = capsys.readouterr().out
     assert f"version {CASCADE} of arms-router: base + independent" in printed
     assert f"since {entry.when}" in printed
@@ -141,9 +142,9 @@ def test_champion_is_told_with_its_selection_space(tree: Tree, capsys: pytest.Ca
 
 def test_looking_for_a_champion_makes_no_store(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(".arms/mlflow")
-    register.champion(as_json=True)
+    championship.champion(as_json=True)
     assert _document(capsys) is None
-    register.champion()
+    championship.champion()
     assert "arms-router has no champion yet" in capsys.readouterr().out
     assert not Path(".arms/mlflow").exists()
 
@@ -151,13 +152,13 @@ def test_looking_for_a_champion_makes_no_store(tree: Tree, capsys: pytest.Captur
 def test_champion_that_was_set_past_the_history_is_not_told_as_one(tree: Tree) -> None:
     client().set_registered_model_alias(MODEL, "champion", "4")
     with pytest.raises(StorageError, match="points to version 4, but the last entry"):
-        register.champion(as_json=True)
+        championship.champion(as_json=True)
 
 
 def test_retired_vlm_is_chosen_no_more(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
     promote(number=CASCADE, force=True, why="try it")
     capsys.readouterr()
-    register.retire(["toy-big"], why="its provider shut it down", as_json=True)
+    championship.retire(["toy-big"], why="its provider shut it down", as_json=True)
     document = _document(capsys)
     champion = registry().find("champion")
     assert (document["version"], document["digest"], document["retired"]) == (5, champion.digest, ["toy-big"])
@@ -184,12 +185,12 @@ def test_retired_vlm_is_chosen_no_more(tree: Tree, capsys: pytest.CaptureFixture
 def test_retiring_twice_changes_nothing_more_and_a_further_one_keeps_the_first(
     tree: Tree, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    register.retire(["toy-weak-1b"], why="gone")
+    championship.retire(["toy-weak-1b"], why="gone")
     capsys.readouterr()
-    register.retire(["toy-weak-1b"], why="gone", as_json=True)
+    championship.retire(["toy-weak-1b"], why="gone", as_json=True)
     assert _document(capsys)["decision"] == "nothing to retire"
     assert len(versions()) == 5
-    register.retire(["toy-even-7b", "toy-weak-1b"], why="gone, too", as_json=True)
+    championship.retire(["toy-even-7b", "toy-weak-1b"], why="gone, too", as_json=True)
     document = _document(capsys)
     assert document["retired"] == ["toy-even-7b", "toy-weak-1b"]
     assert document["vlms"] == ["toy-colour-2b", "toy-count-2b"]
@@ -198,7 +199,7 @@ def test_retiring_twice_changes_nothing_more_and_a_further_one_keeps_the_first(
 
 def test_not_all_vlms_can_be_retired(tree: Tree) -> None:
     with pytest.raises(ConfigError, match="4 of 4 VLMs would be retired"):
-        register.retire(["toy-colour-2b", "toy-count-2b", "toy-even-7b", "toy-weak-1b"], why="gone")
+        championship.retire(["toy-colour-2b", "toy-count-2b", "toy-even-7b", "toy-weak-1b"], why="gone")
     assert registry().find("champion").number == 1
     assert len(versions()) == 4
 
@@ -206,7 +207,7 @@ def test_not_all_vlms_can_be_retired(tree: Tree) -> None:
 def test_registering_again_does_not_bring_a_retired_vlm_back(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
     picked = registry().find("challenger")
     promote(number=picked.number, force=True, why="try it")
-    register.retire(["toy-big"], why="gone")
+    championship.retire(["toy-big"], why="gone")
     register.body()
     assert registry().find("champion").number == 5
     assert registry().alias("challenger") is None  # it would be the champion with toy-big
@@ -221,7 +222,7 @@ def test_challenger_that_knows_a_retired_vlm_is_refused_but_by_force(
 ) -> None:
     fake_labels(tree, lambda number: "challenger")
     number = registry().find("challenger").number
-    register.retire(["toy-weak-1b"], why="gone")
+    championship.retire(["toy-weak-1b"], why="gone")
     capsys.readouterr()
     promote(number=number, as_json=True)
     document = _document(capsys)
@@ -233,9 +234,9 @@ def test_challenger_that_knows_a_retired_vlm_is_refused_but_by_force(
 
 
 def test_rollback_over_a_retirement_says_what_it_brings_back(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
-    register.retire(["toy-weak-1b"], why="gone")
+    championship.retire(["toy-weak-1b"], why="gone")
     capsys.readouterr()
-    register.rollback(why="it answers again")
+    championship.rollback(why="it answers again")
     assert registry().find("champion").number == 1
     assert "it chooses again what was retired since: toy-weak-1b" in capsys.readouterr().out
     register.history()

@@ -19,6 +19,8 @@ from mlflow import MlflowClient
 from arms_model.errors import StorageError
 from arms_model.registry import MAX_DESCRIPTION, Registry
 from tasks import register
+from tasks.common import championship
+from tasks.common.registering import LOCK
 from tests.conftest import Tree
 from tests.servers import MlflowServer, wait_until
 
@@ -48,7 +50,7 @@ def bare_tree(finished_tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def open_registry(tree: Tree, server: MlflowServer) -> Registry:
-    return Registry(server.url, model=MODEL, lock=tree.folder / register.LOCK)
+    return Registry(server.url, model=MODEL, lock=tree.folder / LOCK)
 
 
 def num_versions(server: MlflowServer) -> int:
@@ -176,12 +178,12 @@ def test_postgresql_keeps_versions_with_the_longest_card_and_the_history(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", postgres)
     register.body()
     register.body()
-    registry = Registry(postgres, model=MODEL, lock=tree.folder / register.LOCK)
+    registry = Registry(postgres, model=MODEL, lock=tree.folder / LOCK)
     assert [version.number for version in registry.versions()] == [1, 2, 3, 4]
     client = MlflowClient(tracking_uri=postgres, registry_uri=postgres)
     client.update_model_version(MODEL, "1", "é" * MAX_DESCRIPTION)  # PostgreSQL refuses one more
-    register.promote(number=2, why="é" * 1000, force=True, yes=True)
-    register.rollback(why="back")
+    championship.promote(number=2, why="é" * 1000, force=True, yes=True)
+    championship.rollback(why="back")
     history = registry.history()
     assert [entry.to_version for entry in history.entries] == [1, 2, 1]
     assert history.problems == ()
