@@ -57,7 +57,7 @@ def write_services_tree(folder: Path) -> ServicesTree:
     return ServicesTree(tree.folder, folder / "home")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServicesTree]:
     """A tree whose services run; a test that ends one of them starts it again."""
     tree = write_services_tree(tmp_path_factory.mktemp("served"))

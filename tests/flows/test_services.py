@@ -161,10 +161,8 @@ def test_up_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
     assert tree.alive() == []
 
 
-def test_down_stops_a_run_under_way_and_leaves_no_trace(tmp_path: Path) -> None:
-    tree = write_services_tree(tmp_path)
-    started = tree.up("--prefect-port", str(tree.prefect_port), "--mlflow-port", str(tree.mlflow_port))
-    assert started.returncode == 0, started.stdout + started.stderr
+def test_down_stops_a_run_under_way_and_leaves_no_trace(served_tree: ServicesTree) -> None:
+    tree = served_tree  # the last of this module that needs it
     asked = tree.run("prefect", "deployment", "run", "train-arms/base")
     assert asked.returncode == 0, asked.stderr
     wait_until(lambda: any("-m tasks." in command for command in tree.alive()))
