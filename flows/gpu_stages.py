@@ -161,8 +161,14 @@ def send(
     with get_client(sync_client=True) as client, _cancelled_with_us(client, sent.id):
         done = _wait(client, sent.id, log=log)
         if done.state is None or not done.state.is_completed():
-            return done.state or Failed(message=f"run '{sent.name}' on pool {POOL} has no state")
+            return _failed(done)
         return _outcomes(client, sent.id)
+
+
+def _failed(run: FlowRun) -> State[Any]:
+    """A state of our own: Prefect would say of another run's state that 1 of 1 states failed."""
+    end = run.state
+    return Failed(message=f"run '{run.name}' on pool {POOL} ended as {end.name}: {end.message}" if end else None)
 
 
 def _wait(client: SyncPrefectClient, run_id: UUID, *, log: Logger) -> FlowRun:
