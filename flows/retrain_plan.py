@@ -23,6 +23,7 @@ from flows.trees import UserError
 Mode = Literal["incremental", "full"]
 PARAMS, LOCK, VERDICT = Path("params.yaml"), Path("dvc.lock"), Path(".arms/registry/verdict.json")
 _ASKED_AGAIN = ("questions", "answers", "pool")  # effects of a change that may ask
+_BY_VLMS = "params.yaml: vlms modified"  # of what DVC says of a stage
 log = logging.getLogger(__name__)
 
 
@@ -38,7 +39,8 @@ class Plan:
         changes: what `tasks.common.vlm_changes` says, an entry a VLM.
         sections: other sections of params that have changed.
         forecast: what `tasks.collect --dry-run` says; None where no endpoint is asked.
-        stale: what DVC says may run, in order.
+        stale: what DVC says may run, in order; it counts every stage after one that is stale.
+        otherwise_stale: of these, what has other reasons than the list of VLMs: changed code, other params, missing data.
         evaluated: the VLMs that the last evaluation knew.
         is_proposed: whether the last comparison was not allowed to promote.
         budget_usd: what may be spent; None for no limit.
@@ -53,6 +55,7 @@ class Plan:
     sections: tuple[str, ...]
     forecast: dict[str, Any] | None
     stale: tuple[str, ...]
+    otherwise_stale: tuple[str, ...]
     evaluated: frozenset[str]
     is_proposed: bool
     budget_usd: float | None
@@ -79,14 +82,14 @@ class Plan:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages that may run for these changes, in order; what else is stale is left out, if anything changed."""
+        """The stages that may run for these changes, in order; if nothing changed, all that is stale."""
         named = {stage for change in self.changes for stage in change["stages"]}
         return tuple(stage for stage in self.stale if not named or stage in named) if self.mode else ()
 
     @property
     def also_stale(self) -> tuple[str, ...]:
         """Stages that run as well, for other reasons than the list of VLMs."""
-        return tuple(stage for stage in self.stale if self.mode and stage not in self.stages)
+        return tuple(stage for stage in self.otherwise_stale if self.mode and stage not in self.stages)
 
     @property
     def to_ask(self) -> tuple[dict[str, Any], ...]:
@@ -158,6 +161,7 @@ def read_plan(folder: Path, *, since: str, budget_usd: float | None = None, may_
     verdict = _read_json(folder / VERDICT)
     graph = read_graph(folder)
     may_run = graph.may_run()
+    otherwise = graph.downstream(name for name, texts in graph.changes.items() if set(texts) - {_BY_VLMS})
     return Plan(
         since=since,
         champion=champion,
@@ -167,6 +171,7 @@ def read_plan(folder: Path, *, since: str, budget_usd: float | None = None, may_
         sections=tuple(found["sections"]),
         forecast=_forecast(folder) if found["asks"] else None,
         stale=tuple(stage for stage in graph.order if stage in may_run),
+        otherwise_stale=tuple(stage for stage in graph.order if stage in otherwise),
         evaluated=_evaluated(folder / LOCK),
         is_proposed=verdict.get("decision") == "proposed",
         budget_usd=budget_usd,

@@ -32,7 +32,7 @@ def row(vlm: str, num_to_ask: int, expected_usd: float | None) -> dict[str, Any]
 
 
 SAME = Plan(
-    since="main", champion=CHAMPION, learn={}, retire=(), changes=(), sections=(), forecast={"vlms": []}, stale=(),
+    since="main", champion=CHAMPION, learn={}, retire=(), changes=(), sections=(), forecast={"vlms": []}, stale=(), otherwise_stale=(),
     evaluated=frozenset("ab"), is_proposed=False, budget_usd=None, may_ask_others=False,
 )  # fmt: skip
 ADDED = dataclasses.replace(
@@ -52,12 +52,18 @@ def test_same_list_starts_nothing_and_says_so() -> None:
 def test_added_vlm_starts_incremental_with_its_stages_calls_and_dollars() -> None:
     assert ADDED.mode == "incremental"
     assert ADDED.stages == tuple(stage for stage in ORDER if stage != "train_base")
-    assert ADDED.also_stale == ("train_base",)
+    assert ADDED.also_stale == ()  # train_base comes after label for DVC, and reads the other pool's table only
     text = as_text(ADDED)
     assert "late: 90 questions, $0.2500 expected, $0.5000 at most" in text
     assert "90 calls, $0.2500 expected" in text
     assert "train-arms/incremental" in text
     assert not ADDED.refusals
+
+
+def test_stage_that_is_stale_for_other_reasons_is_named_as_such() -> None:
+    plan = dataclasses.replace(ADDED, otherwise_stale=("train_base", "register"))
+    assert plan.also_stale == ("train_base",)
+    assert "train_base: for other reasons than the list of VLMs" in as_text(plan)
 
 
 def test_removed_vlm_is_retired_and_trains_nothing() -> None:
