@@ -40,7 +40,7 @@ class Plan:
         sections: other sections of params that have changed.
         forecast: what `tasks.collect --dry-run` says; None where no endpoint is asked.
         stale: what DVC says may run, in order; it counts every stage after one that is stale.
-        otherwise_stale: of these, what has other reasons than the list of VLMs: changed code, other params, missing data.
+        otherwise_stale: of these, what has other reasons than the list of VLMs, e.g. changed code.
         evaluated: the VLMs that the last evaluation knew.
         is_proposed: whether the last comparison was not allowed to promote.
         budget_usd: what may be spent; None for no limit.

@@ -32,8 +32,8 @@ def row(vlm: str, num_to_ask: int, expected_usd: float | None) -> dict[str, Any]
 
 
 SAME = Plan(
-    since="main", champion=CHAMPION, learn={}, retire=(), changes=(), sections=(), forecast={"vlms": []}, stale=(), otherwise_stale=(),
-    evaluated=frozenset("ab"), is_proposed=False, budget_usd=None, may_ask_others=False,
+    since="main", champion=CHAMPION, learn={}, retire=(), changes=(), sections=(), forecast={"vlms": []}, stale=(),
+    otherwise_stale=(), evaluated=frozenset("ab"), is_proposed=False, budget_usd=None, may_ask_others=False,
 )  # fmt: skip
 ADDED = dataclasses.replace(
     SAME,
