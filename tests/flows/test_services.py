@@ -7,12 +7,15 @@ import sqlite3
 import subprocess
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
 from flows import processes
+from flows.overview import flow_runs
+from flows.under_way import report_ended
 from tests.flows.conftest import ServicesTree, write_services_tree
 from tests.servers import free_port, wait_until
 
@@ -25,10 +28,17 @@ def _is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _ask(tree: ServicesTree, path: str) -> list[dict[str, object]]:
-    answer = httpx.post(f"http://127.0.0.1:{tree.prefect_port}/api/{path}", json={}, trust_env=False)
-    found: list[dict[str, object]] = answer.raise_for_status().json()
-    return found
+def _ask(tree: ServicesTree, path: str, **body: object) -> Any:
+    answer = httpx.post(f"http://127.0.0.1:{tree.prefect_port}/api/{path}", json=body, trust_env=False, timeout=60)
+    return answer.raise_for_status().json()
+
+
+def _add_run(tree: ServicesTree, name: str, state: str) -> str:
+    """A flow run of which the server knows nothing but its state; gives its id."""
+    flow = _ask(tree, "flows/", name="probe")["id"]
+    run_id: str = _ask(tree, "flow_runs/", flow_id=flow, name=name)["id"]
+    _ask(tree, f"flow_runs/{run_id}/set_state", state={"type": state, "name": state.title()}, force=True)
+    return run_id
 
 
 def test_second_up_starts_nothing(served_tree: ServicesTree) -> None:
@@ -60,11 +70,11 @@ def test_up_registers_pools_deployments_and_automations_once(served_tree: Servic
     for mode in ("base", "incremental", "full"):
         assert deployments[mode]["parameters"] == {"mode": mode}
         assert deployments[mode]["work_pool_name"] == "arms-cpu"
-        assert dict(deployments[mode]["global_concurrency_limit"])["limit"] == 1  # type: ignore[call-overload]
+        assert dict(deployments[mode]["global_concurrency_limit"])["limit"] == 1
         assert dict(deployments[mode]["concurrency_options"]) == {
             "collision_strategy": "ENQUEUE",
             "grace_period_seconds": None,
-        }  # type: ignore[call-overload]
+        }
     assert deployments["run"]["work_pool_name"] == "arms-gpu"
     assert str(served_tree.folder) not in str(deployments)  # another checkout's worker runs them in its own folder
 
@@ -110,10 +120,30 @@ def test_running_server_is_not_moved(served_tree: ServicesTree) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_run_whose_process_is_gone_is_reported_unless_it_ended_well(served_tree: ServicesTree) -> None:
+    runs = {state: _add_run(served_tree, state.lower(), state) for state in ("RUNNING", "PENDING", "COMPLETED")}
+    api = f"http://127.0.0.1:{served_tree.prefect_port}/api"
+    report_ended(runs.values(), api_url=api)
+    found = {run["name"]: (run["state"], run["message"]) for run in flow_runs(api)}
+    assert found["running"] == found["pending"] == ("Crashed", "its process was ended by make down or make up")
+    assert found["completed"] == ("Completed", None)
+
+
+def test_prefects_pages_are_served_from_the_project_folder(served_tree: ServicesTree) -> None:
+    page = httpx.get(
+        f"http://127.0.0.1:{served_tree.prefect_port}/", trust_env=False, follow_redirects=True, timeout=60
+    )
+    assert page.is_success
+    assert "<title>Prefect" in page.text
+    assert list((served_tree.folder / ".arms/prefect/ui").rglob("index.html"))
+
+
 def test_status_shows_what_runs(served_tree: ServicesTree) -> None:
+    _add_run(served_tree, "under-way", "RUNNING")
     result = served_tree.run("python", "-m", "flows.overview")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(" up ") == len(SERVICES)
+    assert "probe/under-way" in result.stdout
     assert "arms-cpu: 1 online; arms-gpu: 1 online" in result.stdout
     assert f"http://127.0.0.1:{served_tree.mlflow_port}" in result.stdout
 
@@ -176,6 +206,7 @@ def test_down_stops_a_run_under_way_and_leaves_no_trace(served_tree: ServicesTre
     assert not (tree.folder / "prefect.toml").exists()
     assert not list((tree.folder / ".arms/services").glob("*.json"))
     with closing(sqlite3.connect(tree.folder / ".arms/prefect/prefect.db")) as database:
-        assert database.execute("SELECT state_type FROM flow_run").fetchall() == [("CRASHED",)]
+        rows = database.execute("SELECT state_type FROM flow_run WHERE deployment_id IS NOT NULL").fetchall()
+    assert rows == [("CRASHED",)]
     assert not list(tree.home.iterdir())
     assert "Nothing was running." in tree.down().stdout

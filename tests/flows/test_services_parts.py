@@ -5,13 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flows import processes, servers, services
+from flows import addresses, processes, registration, servers, services
 from flows.steps import enter_checkout
 from tests.conftest import CHECKOUT, MakeTree
 from tests.servers import free_port, wait_until
@@ -109,6 +110,36 @@ def test_ports_default_to_those_of_the_last_time(root: Path) -> None:
     processes.write_whole(root / processes.FOLDER / "prefect-server.json", json.dumps(vars(old)))
     assert _plan(root).prefect_port == 4321
     assert _plan(root, prefect_port=4400).prefect_port == 4400  # it does not run, so it may move
+
+
+def test_addresses_are_written_and_taken_back(root: Path) -> None:
+    assert addresses.write(_plan(root), registered="d")
+    assert tomllib.loads((root / "prefect.toml").read_text()) == {"api": {"url": "http://127.0.0.1:4200/api"}}
+    assert addresses.read(root) == {
+        "prefect": {"url": "http://127.0.0.1:4200"},
+        "mlflow": {"url": "http://127.0.0.1:5000"},
+        "registered": "d",
+    }
+    addresses.remove(root)
+    assert not (root / "prefect.toml").exists()
+    assert addresses.read(root) == {}
+
+
+def test_prefect_toml_of_the_users_own_is_left_alone(root: Path) -> None:
+    (root / "prefect.toml").write_text("[api]\nurl = 'http://elsewhere/api'\n")
+    assert not addresses.write(_plan(root), registered="d")
+    addresses.remove(root)
+    assert "elsewhere" in (root / "prefect.toml").read_text()
+
+
+def test_registration_depends_on_flows_deployments_and_gpus(make_tree: MakeTree) -> None:
+    folder = make_tree().folder
+    plans = [_plan(folder, num_gpu_workers=number) for number in (1, 2)]
+    first, more = map(registration.digest, plans)
+    assert first != more
+    with (folder / "infra/prefect.yaml").open("a") as handle:
+        handle.write("# changed\n")
+    assert registration.digest(plans[0]) != first
 
 
 @pytest.mark.parametrize(
