@@ -12,12 +12,10 @@ import sys
 from pathlib import Path
 
 from dvc.exceptions import DvcException
-from dvc.repo import Repo, lock_repo
-from dvc.stage.cache import RunCacheNotFoundError
-from dvc.stage.exceptions import StageNotFound
 
 from flows import sharing
 from flows.command import CommandError, run
+from flows.shared_answers import restore_answers
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 _COLLECT = "collect"
@@ -37,14 +35,10 @@ def bring_answers(folder: Path) -> bool:
         dvc.exceptions.DvcException: no DVC tree, queries that are missing, or a remote that is away.
         flows.command.CommandError: the answer store takes nothing, e.g. a full disk.
     """
-    sharing.restore_answers(folder, log=log)
-    with Repo(str(folder)) as repo, lock_repo(repo):
-        try:
-            stage = repo.stage.load_one(name=_COLLECT)
-            stage.save_deps()
-            repo.stage_cache.restore(stage, pull=bool(repo.config["core"].get("remote")))
-        except (RunCacheNotFoundError, StageNotFound):
-            return False
+    restore_answers(folder, log=log)
+    has_remote = run(["dvc", "config", "core.remote"], folder=folder).code == 0
+    if not sharing.bring_result(_COLLECT, folder, pull=has_remote):
+        return False
     restored = run(
         ["python", "-m", "tasks.collect", "--restore"], folder=folder, each_line=lambda line: log.info("%s", line)
     )

@@ -1,18 +1,20 @@
 """What machines share: the DVC remote with its run cache. Fetched before a run, pushed after it.
 
-The run cache says which inputs gave which outputs, so a machine whose `dvc.lock` is older repeats nothing. Answers that
-were paid for lie in each machine's own store; what the remote has of them, in the sealed tables of `dvc.lock`, is put
-into it before anything could be asked again.
+The run cache says which inputs gave which outputs, so a machine whose `dvc.lock` is older, or that has none, repeats
+nothing. Answers that were paid for: flows/shared_answers.py.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+
+from dvc.repo import Repo, lock_repo
+from dvc.stage.cache import RunCacheNotFoundError
+from dvc.stage.exceptions import StageNotFound
 
 from flows.command import run
 from flows.stage_runs import Logger
 from flows.trees import UserError
-
-_COLLECT = "collect"
 
 
 class RemoteError(Exception):
@@ -43,13 +45,28 @@ def fetch(folder: Path, *, log: Logger) -> None:
         )
 
 
-def restore_answers(folder: Path, *, log: Logger) -> None:
-    """Put the answers of the tables that `dvc.lock` names into this machine's answer store."""
-    if not (folder / "dvc.lock").exists():
-        return
-    found = run(["dvc", "checkout", _COLLECT], folder=folder)
-    if found.code == 0 and (folder / "collect/base.parquet").exists():
-        run(["python", "-m", "tasks.collect", "--restore"], folder=folder, each_line=lambda line: log.info("%s", line))
+def bring_result(stage: str, folder: Path, *, pull: bool) -> bool:
+    """Take a stage's outputs from the run cache, without running it.
+
+    Args:
+        stage: its name.
+        folder: the tree; what the stage reads is there.
+        pull: fetch them from the DVC remote where they are not here.
+
+    Returns:
+        Whether they are known for what the stage reads as it stands.
+
+    Raises:
+        dvc.exceptions.DvcException: something that it reads is missing, the remote is away, or DVC's lock is taken.
+    """
+    with contextlib.chdir(folder), Repo() as repo, lock_repo(repo):  # DVC makes stages of the current folder's dvc.yaml
+        try:
+            found = repo.stage.load_one(name=stage)
+            found.save_deps()
+            repo.stage_cache.restore(found, pull=pull)
+        except (RunCacheNotFoundError, StageNotFound):
+            return False
+    return True
 
 
 def pull(stages: Sequence[str], folder: Path, *, log: Logger) -> None:

@@ -10,6 +10,7 @@ graph. Guide: docs/orchestration.md.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from typing import Any, Literal, cast
 
 import httpx
 from dvc.exceptions import DvcException
+from dvc.lock import LockError
 from prefect import flow, get_run_logger, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -32,6 +34,7 @@ from flows.command import CommandError, run_json
 from flows.dead_runs import crash_dead_runs, process_tag
 from flows.gpu_stages import POOL, send
 from flows.graph import Graph, Stage
+from flows.shared_answers import restore_answers
 from flows.stage_runs import LockBusyError, Logger, StageRun, graph_of
 from flows.stage_tasks import CHECKOUT, run_stage_task, show_cached
 from flows.trees import UserError, alone_in, tree_of
@@ -141,13 +144,8 @@ class _Run:
         order = [graph.stages[name] for name in graph.order if name in wanted]
         for is_sent, group in groupby(order, key=lambda stage: is_split and stage.is_gpu and stage.name in may_run):
             stages = list(group)
-            if is_sent:
-                found = self._send(stages)
-                if not isinstance(found, list):
-                    return found
-                self._done += found
-                continue
-            for stage in stages:
+            num_here = self._num_known(stages) if is_sent else len(stages)
+            for stage in stages[:num_here]:
                 if stage.name not in may_run:
                     self._done.append(show_cached(stage))
                     continue
@@ -155,7 +153,21 @@ class _Run:
                 if not isinstance(one, StageRun):
                     return Failed(name=one.name, message=one.message)
                 self._done.append(one)
+            if stages[num_here:]:
+                found = self._send(stages[num_here:])
+                if not isinstance(found, list):
+                    return found
+                self._done += found
         return None
+
+    def _num_known(self, stages: Sequence[Stage]) -> int:
+        """How many of these, from the first on, need no GPU: the run cache has what they would write."""
+        for number, stage in enumerate(stages):
+            with contextlib.suppress(LockError):  # another process works in this folder; the stage itself waits for it
+                if stage.name not in self._force and sharing.bring_result(stage.name, self._folder, pull=self._sync):
+                    continue
+            return number
+        return len(stages)
 
     def _send(self, stages: Sequence[Stage]) -> list[StageRun] | State[Any]:
         """Have `stages` run on the pool for GPUs; what another machine made is brought here."""
@@ -210,7 +222,7 @@ def _transfer(what: Literal["fetch", "push"], folder: Path) -> None:
         sharing.push(folder, log=log)
         return
     sharing.fetch(folder, log=log)
-    sharing.restore_answers(folder, log=log)
+    restore_answers(folder, log=log)
 
 
 @task(name="gpu-pool", cache_policy=NO_CACHE)

@@ -236,11 +236,19 @@ def spent(*, as_json: bool = False) -> None:
     print(json.dumps({"vlms": rows, "failed_usd": failed_usd, "total_usd": total}, ensure_ascii=False))
 
 
-def restore_store() -> None:
-    """Put the answers of the sealed tables into the answer store."""
-    sealed = pl.concat([read_table(FOLDER / f"{pool}.parquet", "collect") for pool in POOLS])
-    with AnswerStore() as store:
-        num_new, num_known = restore(sealed, vlms=load_vlms(), store=store)
+def restore_store(tables: Sequence[Path]) -> None:
+    """Put the answers of sealed tables into the answer store.
+
+    Args:
+        tables: their files; none: those that stand in this tree.
+    """
+    vlms = load_vlms()
+    with AnswerStore() as store:  # table by table: what is an error in one may be an answer in another
+        counts = [
+            restore(read_table(path, "collect"), vlms=vlms, store=store)
+            for path in tables or [FOLDER / f"{pool}.parquet" for pool in POOLS]
+        ]
+    num_new, num_known = (sum(numbers) for numbers in zip(*counts, strict=True))
     log.info("%d answers restored to %s, %d were there already", num_new, STORE, num_known)
 
 
@@ -271,7 +279,11 @@ def main() -> int:
         help="ask nobody; print how many questions would be asked, their cost and time",
     )
     instead.add_argument(
-        "--restore", action="store_true", help="put the answers of collect/{base,new}.parquet into the answer store"
+        "--restore",
+        nargs="*",
+        type=Path,
+        metavar="TABLE",
+        help="put the answers of these tables, else of collect/{base,new}.parquet, into the answer store",
     )
     instead.add_argument(
         "--new-store", action="store_true", help="say that what was sealed here before may be asked, and paid, again"
@@ -284,11 +296,11 @@ def main() -> int:
     instead_of_body: dict[str, Callable[[], None]] = {
         "dry_run": partial(dry_run, as_json=options.json),
         "spent": partial(spent, as_json=options.json),
-        "restore": restore_store,
+        "restore": partial(restore_store, options.restore),
         "new_store": new_store,
     }
     for option, work in instead_of_body.items():
-        if getattr(options, option):
+        if getattr(options, option) not in (None, False):
             return run_command("collect", work)
     return run_stage("collect", body)
 
