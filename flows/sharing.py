@@ -62,7 +62,7 @@ def bring_result(stage: str, folder: Path, *, pull: bool) -> bool:
     with contextlib.chdir(folder), Repo() as repo, lock_repo(repo):  # DVC makes stages of the current folder's dvc.yaml
         try:
             found = repo.stage.load_one(name=stage)
-            found.save_deps()
+            # it notes the deps by itself; were they noted here, it would take dvc.lock's outputs for theirs
             repo.stage_cache.restore(found, pull=pull)
         except (RunCacheNotFoundError, StageNotFound):
             return False
