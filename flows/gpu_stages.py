@@ -58,11 +58,11 @@ def gpu_stages(
         lock: the asking run's `dvc.lock`, if it shares through the DVC remote.
     """
     log = get_run_logger()
-    folder = tree_of(preset, checkout=CHECKOUT, log=log)
-    is_elsewhere = identity(folder).place != asked_by["place"]
     try:
+        folder = tree_of(preset, checkout=CHECKOUT, log=log)
+        is_elsewhere = identity(folder).place != asked_by["place"]
         if is_elsewhere:
-            _take_over(stages, folder, asked_by=TreeIdentity(**asked_by), lock=lock, log=log)
+            take_over(stages, folder, asked_by=TreeIdentity(**asked_by), lock=lock, log=log)
         graph = graph_of(folder, log=log)
         runs = []
         for name in stages:
@@ -78,8 +78,15 @@ def gpu_stages(
     return Completed(message=", ".join(f"{run.stage} {run.outcome}" for run in runs))
 
 
-def _take_over(stages: Sequence[str], folder: Path, *, asked_by: TreeIdentity, lock: str | None, log: Logger) -> None:
+def take_over(stages: Sequence[str], folder: Path, *, asked_by: TreeIdentity, lock: str | None, log: Logger) -> None:
     """Bring this tree to where the asking run's stands.
+
+    Args:
+        stages: what is to run here.
+        folder: this tree.
+        asked_by: what the asking run's tree is.
+        lock: the asking run's `dvc.lock`; None where it shares nothing.
+        log: takes what is said meanwhile.
 
     Raises:
         UserError: code, params or stages are others here, or the asking run shares nothing.
