@@ -142,7 +142,7 @@ def test_status_shows_what_runs(served_tree: ServicesTree) -> None:
     _add_run(served_tree, "under-way", "RUNNING")
     result = served_tree.run("python", "-m", "flows.overview")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count(" up ") == len(SERVICES)
+    assert result.stdout.count(" up     since ") == len(SERVICES)
     assert "probe/under-way" in result.stdout
     assert "arms-cpu: 1 online; arms-gpu: 1 online" in result.stdout
     assert f"http://127.0.0.1:{served_tree.mlflow_port}" in result.stdout
