@@ -2,9 +2,10 @@
 
     python -m flows.known_answers
 
-Two places know them: the tables that `dvc.lock` names, and DVC's run cache, which knows what `collect` gave for the
-params and queries as they stand here, e.g. on a pull request's machine before the merge. `dvc repro --pull collect`
-would look into the run cache too, but would go on to ask where it finds nothing.
+Two places know them: the tables that `dvc.lock` names, and DVC's run cache, which knows what earlier runs of `collect`
+gave; if one was for the params and queries as they stand here, e.g. on a pull request's machine before the merge, its
+tables are put in place. `dvc repro --pull collect` would look into the run cache too, but would go on to ask where it
+finds nothing.
 """
 
 import logging
@@ -33,10 +34,13 @@ def bring_answers(folder: Path) -> bool:
 
     Raises:
         dvc.exceptions.DvcException: no DVC tree, queries that are missing, or a remote that is away.
+        flows.sharing.RemoteError: the remote does not answer.
         flows.command.CommandError: the answer store takes nothing, e.g. a full disk.
     """
-    restore_answers(folder, log=log)
     has_remote = run(["dvc", "config", "core.remote"], folder=folder).code == 0
+    if has_remote:
+        sharing.fetch(folder, log=log)
+    restore_answers(folder, log=log)
     if not sharing.bring_result(_COLLECT, folder, pull=has_remote):
         return False
     restored = run(
@@ -53,7 +57,7 @@ def main() -> int:
     logging.getLogger("dvc").setLevel(logging.WARNING)
     try:
         is_known = bring_answers(CHECKOUT)
-    except (CommandError, DvcException) as error:
+    except (CommandError, DvcException, sharing.RemoteError) as error:
         print(f"known_answers: {error}", file=sys.stderr)
         return 1
     log.info("%s for the params and queries as they stand", "collected before" if is_known else "not collected yet")
