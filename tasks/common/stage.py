@@ -112,7 +112,8 @@ def _json_lines(name: str) -> logging.Formatter:
 def _end_with_dvc() -> None:
     """Get SIGTERM when the `dvc repro` that started this stage is gone, even by kill -9.
 
-    Linux tells when a process ends. Elsewhere a changed parent shows it, unless a shell stayed between the two.
+    Linux tells when a process ends. Elsewhere that DVC's process id is gone shows it, or a changed parent; a shell that
+    stayed between the two hides it where there is no /proc.
 
     **Decision**: not `prctl(PR_SET_PDEATHSIG)`: it tells of the parent only, which may be that shell, and of the end of
     the thread that started us.
@@ -120,7 +121,7 @@ def _end_with_dvc() -> None:
     Raises:
         Terminated: DVC is gone already: it was killed while this stage was loading.
     """
-    child, parent = os.getpid(), os.getppid()
+    child, parent = os.getpid(), (nearest := os.getppid())
     while _is_shell_between(parent):
         child, parent = parent, _parent_of(parent)
     pidfd: int | None = None
@@ -134,22 +135,29 @@ def _end_with_dvc() -> None:
         raise Terminated from None
     except OSError as error:  # a kernel before 5.3, or a container that forbids it
         log.debug("the end of process %d cannot be waited for (%s)", parent, error)
-    threading.Thread(target=_stop_after, args=(parent, pidfd), daemon=True).start()
+    threading.Thread(target=_stop_after, args=(parent, pidfd, nearest), daemon=True).start()
 
 
-def _stop_after(parent: int, pidfd: int | None) -> None:
+def _stop_after(parent: int, pidfd: int | None, nearest: int) -> None:
     if pidfd is not None:
         select.select([pidfd], [], [])
     else:
-        first = os.getppid()
-        while os.getppid() == first:
+        while os.getppid() == nearest and _is_there(parent):
             time.sleep(1)
     log.warning("the `dvc repro` that started this stage (process %d) is gone; stopping", parent)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # another user's
+    return True
+
+
 def _is_shell_between(pid: int) -> bool:
-    """Whether a process is the shell that DVC runs our command in; most shells become the command and are gone."""
+    """Whether a process is the shell that DVC runs our command in; bash becomes the command, dash stays."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     except OSError:

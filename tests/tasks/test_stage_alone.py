@@ -37,6 +37,12 @@ def body():
         Path("unwound").touch()
     Path("toy.txt").write_text("done")
 
+def refuse(pid):
+    raise OSError(38, "Function not implemented")
+
+if os.environ.get("TOY_OLD_KERNEL"):
+    os.pidfd_open = refuse
+
 if __name__ == "__main__":
     Path("loading").write_text(str(os.getpid()))
     from tasks.common.stage import run_stage
@@ -61,10 +67,11 @@ def toy(make_tree: MakeTree) -> Tree:
 
 
 @pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that are ended with the test."""
+def started(toy: Tree) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that are ended with the test, as is a stage that one of them left at work."""
     processes: list[subprocess.Popen[str]] = []
     yield processes
+    (toy.folder / "work").unlink(missing_ok=True)
     for process in processes:
         if process.poll() is None:
             process.kill()
@@ -93,14 +100,21 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("shell", ["/bin/sh", "staying"])
-def test_stage_ends_with_the_dvc_that_is_killed(toy: Tree, started: list[subprocess.Popen[str]], shell: str) -> None:
+@pytest.mark.parametrize(
+    ("shell", "old_kernel"),
+    [("/bin/sh", ""), ("/bin/bash", ""), ("staying", ""), ("/bin/sh", "yes"), ("/bin/bash", "yes")],
+)
+def test_stage_ends_with_the_dvc_that_is_killed(
+    toy: Tree, started: list[subprocess.Popen[str]], shell: str, old_kernel: str
+) -> None:
     shell = str(toy.folder / "shell") if shell == "staying" else shell
-    dvc = _start(toy, started, "dvc", "repro", SHELL=shell)
-    wait_until(lambda: _at_work(toy), seconds=60)
+    dvc = _start(toy, started, "dvc", "repro", SHELL=shell, TOY_OLD_KERNEL=old_kernel)
+    wait_until(lambda: _at_work(toy), seconds=180)
     (pid,) = _at_work(toy)
     dvc.kill()
-    wait_until(lambda: not _is_alive(pid), seconds=5)
+    if old_kernel:
+        dvc.wait()  # else its process id is still there
+    wait_until(lambda: not _is_alive(pid), seconds=20)
     assert (toy.folder / "unwound").exists()  # as by Ctrl-C: what was in the making is cleaned up
     assert not (toy.folder / "toy.txt").exists()
 
@@ -111,7 +125,7 @@ def test_stage_whose_dvc_is_killed_while_it_loads_does_not_start(
 ) -> None:
     shell = str(toy.folder / "shell") if shell == "staying" else shell
     dvc = _start(toy, started, "dvc", "repro", SHELL=shell, TOY_IMPORTS_S="3")
-    wait_until(lambda: (toy.folder / "loading").exists() and (toy.folder / "loading").read_text(), seconds=60)
+    wait_until(lambda: (toy.folder / "loading").exists() and (toy.folder / "loading").read_text(), seconds=180)
     pid = int((toy.folder / "loading").read_text())
     dvc.kill()
     dvc.wait()
@@ -126,7 +140,7 @@ def test_stage_that_dvc_runs_to_its_end_is_left_in_peace(
 ) -> None:
     shell = str(toy.folder / "shell") if shell == "staying" else shell
     dvc = _start(toy, started, "dvc", "repro", SHELL=shell)
-    wait_until(lambda: _at_work(toy), seconds=60)
+    wait_until(lambda: _at_work(toy), seconds=180)
     time.sleep(1)
     (toy.folder / "work").unlink()
     output, errors = dvc.communicate(timeout=60)
@@ -140,7 +154,7 @@ def test_stage_started_by_hand_outlives_its_shell(toy: Tree, started: list[subpr
     assert shell.stdout is not None
     pid = int(shell.stdout.readline())
     shell.wait()
-    wait_until(lambda: _at_work(toy), seconds=60)
+    wait_until(lambda: _at_work(toy), seconds=180)
     try:
         time.sleep(2)
         assert _is_alive(pid)
@@ -155,7 +169,7 @@ def test_second_copy_of_a_stage_waits_for_the_first_and_says_for_whom(
     toy: Tree, started: list[subprocess.Popen[str]]
 ) -> None:
     first = _start(toy, started, "python", "-m", "tasks.toy")
-    wait_until(lambda: _at_work(toy) == [first.pid], seconds=60)
+    wait_until(lambda: _at_work(toy) == [first.pid], seconds=180)
     second = _start(toy, started, "python", "-m", "tasks.toy")
     assert second.stderr is not None
     line = second.stderr.readline()
@@ -173,7 +187,7 @@ def test_second_copy_of_a_stage_waits_for_the_first_and_says_for_whom(
 
 def test_stage_that_waits_for_another_copy_ends_at_ctrl_c(toy: Tree, started: list[subprocess.Popen[str]]) -> None:
     first = _start(toy, started, "python", "-m", "tasks.toy")
-    wait_until(lambda: _at_work(toy), seconds=60)
+    wait_until(lambda: _at_work(toy), seconds=180)
     second = _start(toy, started, "python", "-m", "tasks.toy")
     assert second.stderr is not None
     assert "waiting" in second.stderr.readline()
@@ -188,4 +202,4 @@ def test_other_stage_does_not_wait(toy: Tree, started: list[subprocess.Popen[str
     (toy.folder / "tasks/other.py").write_text(TOY.replace('"toy"', '"other"'))
     first = _start(toy, started, "python", "-m", "tasks.toy")
     other = _start(toy, started, "python", "-m", "tasks.other")
-    wait_until(lambda: set(_at_work(toy)) == {first.pid, other.pid}, seconds=60)
+    wait_until(lambda: set(_at_work(toy)) == {first.pid, other.pid}, seconds=180)
