@@ -98,7 +98,7 @@ class _Run:
         before = results.read_metrics(self._folder, graph.metrics)
         failed = self._run_stages(graph, wanted, may_run, is_split=is_split)
         verdict = self._promote(promote=promote) if failed is None and self._mode != "base" else None
-        if self._sync and may_run:
+        if self._sync:  # also where nothing was to be done: an earlier run may have shared nothing
             _transfer.with_options(name="push", task_run_name="push")("push", self._folder)
         if may_run:
             results.show_stages(self._done, graph.changes)

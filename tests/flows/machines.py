@@ -55,18 +55,10 @@ class Hub:
             processes.start(
                 name, servers.command(plan, name), root=self.root, environment=servers.environment(plan, name)
             )
-        endpoint = [
-            sys.executable,
-            "-m",
-            "sandbox.endpoint",
-            "--port",
-            str(self.endpoint_port),
-            "--latency-factor",
-            "0",
-        ]
-        processes.start(
-            "endpoint", [*endpoint, str(self.endpoint_port)], root=self.root, environment=servers.environment(plan)
-        )
+        endpoint = [sys.executable, "-m", "sandbox.endpoint", "--port", str(self.endpoint_port)]
+        words = [*endpoint, "--latency-factor", "0"]
+        processes.start("endpoint", words, root=self.root, environment=servers.environment(plan))
+        wait_until(lambda: listens(self.endpoint_port))
         wait_until(lambda: servers.answers(servers.PREFECT, self.prefect_port), seconds=300)
         wait_until(lambda: servers.answers(servers.MLFLOW, self.mlflow_port), seconds=300)
         prefect = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file"]
