@@ -23,7 +23,7 @@ from flows.trees import UserError
 Mode = Literal["incremental", "full"]
 PARAMS, LOCK, VERDICT = Path("params.yaml"), Path("dvc.lock"), Path(".arms/registry/verdict.json")
 _ASKED_AGAIN = ("questions", "answers", "pool")  # effects of a change that may ask
-_BY_VLMS = "params.yaml: vlms modified"  # of what DVC says of a stage
+_NEVER_RAN = (" new", " deleted")  # how DVC's words end on inputs that no run has noted, or that are gone
 log = logging.getLogger(__name__)
 
 
@@ -161,7 +161,8 @@ def read_plan(folder: Path, *, since: str, budget_usd: float | None = None, may_
     verdict = _read_json(folder / VERDICT)
     graph = read_graph(folder)
     may_run = graph.may_run()
-    otherwise = graph.downstream(name for name, texts in graph.changes.items() if set(texts) - {_BY_VLMS})
+    missing = {name for name, texts in graph.changes.items() if any(text.endswith(_NEVER_RAN) for text in texts)}
+    otherwise = graph.downstream({*graph.edited, *missing})
     return Plan(
         since=since,
         champion=champion,
