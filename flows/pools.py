@@ -24,7 +24,10 @@ from flows.servers import CPU_POOL, GPU_POOL
 _SILENCE = timedelta(seconds=90)  # three heartbeats of a worker that `make up` started
 _LATEST = timedelta(seconds=300)  # a run's own process begins within seconds, on a busy machine within a minute
 _ENDS = {"Completed", "Failed", "Cancelled", "Crashed"}
-_ALIVE = {"Running", "heartbeat", "Scheduled", "AwaitingConcurrencySlot", "Late", "Cancelling", "Paused", "Suspended"}
+_ALIVE = {
+    "Running", "heartbeat", "Scheduled", "AwaitingConcurrencySlot", "Late", "Cancelling", "Paused", "Suspended",
+    "InfrastructurePending",  # a pod may wait long for its node and image; its pool has a time-out of its own
+}  # fmt: skip
 
 
 def prepare(*, num_gpu_slots: int) -> None:
