@@ -102,7 +102,8 @@ def _champion(found: dict[str, Any] | None) -> Iterator[Text]:
 
 def _spent(found: dict[str, Any]) -> Iterator[Text]:
     num_answers = sum(vlm["num_answers"] for vlm in found["vlms"])
-    yield Text(f"{_usd(found['total_usd'])} for {num_answers:,} kept answers of {len(found['vlms'])} VLMs")
+    failed = f", {_usd(found['failed_usd'])} of it for attempts without an answer" if found.get("failed_usd") else ""
+    yield Text(f"{_usd(found['total_usd'])} for {num_answers:,} kept answers of {len(found['vlms'])} VLMs{failed}")
     dear = sorted((vlm for vlm in found["vlms"] if vlm["spent_usd"]), key=lambda vlm: -vlm["spent_usd"])
     if dear:
         yield Text(", ".join(f"{vlm['model']} {_usd(vlm['spent_usd'])}" for vlm in dear[:_MOST]), style="dim")

@@ -43,7 +43,8 @@ WELL: dict[str, Any] = {
             {"endpoint": "e", "model": "m-1", "num_answers": 1200, "spent_usd": 1.5},
             {"endpoint": "e", "model": "m-2", "num_answers": 34, "spent_usd": None},
         ],
-        "total_usd": 1.5,
+        "failed_usd": 0.25,
+        "total_usd": 1.75,
     },
     "links": {"report": "report.html"},
     "unknown": {},
@@ -65,7 +66,7 @@ def test_screen_names_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
     assert "New VLMs fresh" in lines
     assert "Champion arms-router version 3: incremental, tau 0.25, 2 VLMs" in lines
     assert any(line.endswith("by ann: promoted: better by 0.03") for line in lines)
-    assert "Spent $1.5000 for 1,234 kept answers of 2 VLMs" in lines
+    assert "Spent $1.7500 for 1,234 kept answers of 2 VLMs, $0.2500 of it for attempts without an answer" in lines
     assert len(lines) < 24  # one screen
 
 
@@ -125,5 +126,6 @@ def test_status_works_with_everything_down(make_tree: MakeTree) -> None:
     assert found["champion"] is None
     assert "champion" not in found["unknown"]
     assert found["new_vlms"] == ["toy-big", "toy-shape"]
-    assert found["spent"] == {"vlms": [], "total_usd": 0}
+    assert found["spent"]["vlms"] == []
+    assert found["spent"]["total_usd"] == 0
     assert "queries" in found["stale"]["changed"]
