@@ -155,22 +155,22 @@ def _document(asking: AskingFolder, *words: str) -> Any:
 def test_dry_run_is_a_document_for_programs(asking: AskingFolder, server: Hostile) -> None:
     free = vlm("free", server.base_url, sample=7)  # without a price
     paid = vlm("paid", server.base_url, sample=20, usd_per_call=0.5)
-    asking.prepare(paid, free, budget_usd=20)
+    asking.prepare(paid, free)
     document = _document(asking, "--dry-run")
     assert [(row["vlm"], row["num_questions"], row["num_known"], row["num_to_ask"]) for row in document["vlms"]] == [
         ("free", 7, 0, 7), ("paid", 20, 0, 20),
     ]  # fmt: skip
     assert [(row["expected_usd"], row["worst_usd"]) for row in document["vlms"]] == [(None, None), (10.0, 10.0)]
     assert document["total"] == {"num_to_ask": 27, "expected_usd": None, "worst_usd": None}  # nobody knows what free is
-    assert document["budget_usd"] == 20
+    assert document["budget_usd"] is None
+    assert all(row["expected_s"] >= 0 for row in document["vlms"])
     assert server.asked == []
     assert asking.collect().returncode == 0
-    asking.prepare(paid | {"sample": 24}, free)
+    asking.prepare(paid | {"sample": 24}, free | {"usd_per_call": 0}, budget_usd=20)
     document = _document(asking, "--dry-run")
-    assert document["total"] == {"num_to_ask": 4, "expected_usd": 2.0, "worst_usd": 2.0}
-    assert document["budget_usd"] is None
     assert [row["num_known"] for row in document["vlms"]] == [7, 20]
-    assert all(row["expected_s"] >= 0 for row in document["vlms"])
+    assert document["total"] == {"num_to_ask": 4, "expected_usd": 2.0, "worst_usd": 2.0}
+    assert document["budget_usd"] == 20
 
 
 def test_dry_run_document_of_answers_of_any_length_knows_no_worst_case(asking: AskingFolder, server: Hostile) -> None:
