@@ -27,7 +27,7 @@ _GATE = "gates failed; nothing was published"
 _DISK_FULL = re.compile(r"No space left on device|disk is full|could not write|Free some space", re.IGNORECASE)
 _EXIT = re.compile(r"exited with (-?\d+)")
 _ADVICE = (
-    "To track the changes with git", "        git add", "To enable auto staging", "        dvc config core.autostage",
+    "To track the changes with git", "\tgit add", "To enable auto staging", "\tdvc config core.autostage",
     "Use `dvc push`", "Updating lock file", "Generating lock file",
 )  # fmt: skip
 _WAIT_S = 12 * 3600.0
