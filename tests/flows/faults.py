@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,14 @@ from ruamel.yaml import YAML
 from flows import processes
 from tests.conftest import Tree, quick_params, write_recorded, write_tree
 from tests.flows.conftest import ServicesTree
-from tests.servers import wait_until
+from tests.servers import wait_until as wait
 from tests.tasks.asking import asked_twice, vlm
 from tests.tasks.hostile import Asked, Hostile
 
 BASE = ("queries", "profiles", "collect", "label", "split", "embed", "train_base")  # what mode base runs
 RESULTS = ("label", "split", "embed", "models/train_base")  # the same bytes whatever happened on the way
 CONCURRENCY = 2
-_PATIENCE_S = 900  # of a command, where everything is slow
+PATIENCE_S = 600.0  # where everything is slow
 STARTED = Path(".arms/started")
 LIMIT = Path(".arms/limits")  # a stage's file here: how large a file it may write, in blocks of 512 bytes
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -77,7 +77,7 @@ class FaultTree(ServicesTree):
             env=self.environment() | environment,
             capture_output=True,
             text=True,
-            timeout=_PATIENCE_S,
+            timeout=PATIENCE_S,
         )
 
     def must_up(self) -> None:
@@ -98,15 +98,15 @@ class FaultTree(ServicesTree):
         state = found["state"] or {}
         return Run(found["name"], found["state_type"], found["state_name"], state.get("message") or "")
 
-    def wait_for_end(self, run_id: str, *, seconds: float = 300) -> Run:
+    def wait_for_end(self, run_id: str) -> Run:
         """Wait until a run ended."""
-        wait_until(lambda: self.run_state(run_id).is_final, seconds=seconds)
+        wait_until(lambda: self.run_state(run_id).is_final)
         return self.run_state(run_id)
 
-    def complete(self, deployment: str, *, seconds: float = 300, **parameters: Any) -> Run:
+    def complete(self, deployment: str, **parameters: Any) -> Run:
         """Start a deployment and wait until it has done its work."""
         run_id = self.start(deployment, **parameters)
-        done = self.wait_for_end(run_id, seconds=seconds)
+        done = self.wait_for_end(run_id)
         assert done.state == "COMPLETED", f"{done}\n{self.log_of(run_id)}"
         return done
 
@@ -156,6 +156,7 @@ class FaultTree(ServicesTree):
         """
         places: list[str | Path] = list(_MADE)
         if names:
+            self._unlock(names)
             known = [f"{place}/{name}" for name in names for place in ("models", ".arms/checkpoints")]
             places = [*names, *known, ".dvc/cache/runs", STARTED]
         for place in places:
@@ -166,6 +167,15 @@ class FaultTree(ServicesTree):
                 path.unlink()
         self.server.asked.clear()
         self.server.latency_s = 0.0
+
+    def _unlock(self, names: Iterable[str]) -> None:
+        """Take stages out of dvc.lock: what it names, DVC puts back from its cache and runs nothing."""
+        path, yaml = self.folder / "dvc.lock", YAML()
+        found = yaml.load(path.read_text())
+        for name in names:
+            del found["stages"][name]
+        with path.open("w") as handle:
+            yaml.dump(found, handle)
 
     def restore(self, other: Tree) -> None:
         """Have all results as they stand in `other`; services and their stores stay."""
@@ -234,6 +244,11 @@ def _write_starts_down(tree: Tree) -> None:
         stage["cmd"] = f"echo {name} $$ >> {STARTED} && {limit} && exec {stage['cmd']}"
     with path.open("w") as handle:
         yaml.dump(found, handle)
+
+
+def wait_until(is_so: Callable[[], object], *, seconds: float = PATIENCE_S) -> None:
+    """Wait until the call gives something true, with the patience that a busy machine needs."""
+    wait(is_so, seconds=seconds)
 
 
 def kill(found: Iterable[psutil.Process]) -> None:

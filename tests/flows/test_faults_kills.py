@@ -12,8 +12,7 @@ import psutil
 import pytest
 
 from tests.conftest import Tree
-from tests.flows.faults import BASE, CONCURRENCY, RESULTS, FaultTree, kill, service, write_fault_tree
-from tests.servers import wait_until
+from tests.flows.faults import BASE, CONCURRENCY, RESULTS, FaultTree, kill, service, wait_until, write_fault_tree
 from tests.tasks.hostile import Hostile
 
 pytestmark = pytest.mark.slow
@@ -82,11 +81,11 @@ def test_killed_run_is_gone_on_with_and_ends_as_if_nothing_had_happened(
 ) -> None:
     for stage in STAGES:
         tree.server.latency_s = LATENCY_S
-        wait_until(lambda: is_at_work(tree, stage), seconds=300)  # noqa: B023 - called at once
+        wait_until(lambda: is_at_work(tree, stage))  # noqa: B023 - called at once
         how(tree, stage)
         tree.server.latency_s = 0.0
         tree.must_up()
-    wait_until(lambda: not tree.open_runs(), seconds=300)
+    wait_until(lambda: not tree.open_runs())
     tree.complete("base")
 
     ran = Counter(tree.started())
