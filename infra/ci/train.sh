@@ -18,6 +18,9 @@ fi
 if [ "${ARMS_PROMOTE:-}" != true ]; then
   options+=(--no-promote)
 fi
+if [ -n "$(dvc config core.remote || true)" ]; then
+  options+=(--sync) # what another machine trained is taken from the remote, not trained again
+fi
 code=0
 python -m flows.retrain "${options[@]}" || code=$?
 if [ "$code" = 0 ]; then
