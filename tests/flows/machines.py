@@ -42,6 +42,7 @@ class Hub:
     prefect_port: int = field(default_factory=free_port)
     mlflow_port: int = field(default_factory=free_port)
     endpoint_port: int = field(default_factory=free_port)
+    begun: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def plan(self, root: Path) -> servers.Plan:
         """What a machine with the checkout `root` knows of the servers."""
@@ -52,12 +53,9 @@ class Hub:
         plan = self.plan(self.root)
         for name in plan.servers:
             (self.root / servers.STORE).mkdir(parents=True, exist_ok=True)
-            processes.start(
-                name, servers.command(plan, name), root=self.root, environment=servers.environment(plan, name)
-            )
+            self._start(name, servers.command(plan, name))
         endpoint = [sys.executable, "-m", "sandbox.endpoint", "--port", str(self.endpoint_port)]
-        words = [*endpoint, "--latency-factor", "0"]
-        processes.start("endpoint", words, root=self.root, environment=servers.environment(plan))
+        self._start("endpoint", [*endpoint, "--latency-factor", "0"])
         wait_until(lambda: listens(self.endpoint_port))
         wait_until(lambda: servers.answers(servers.PREFECT, self.prefect_port), seconds=300)
         wait_until(lambda: servers.answers(servers.MLFLOW, self.mlflow_port), seconds=300)
@@ -74,6 +72,12 @@ class Hub:
     def end(self) -> None:
         """End them."""
         processes.end(processes.marked(self.root), rest=lambda: processes.marked(self.root), patience_s=20)
+        for process in self.begun:
+            process.wait()
+
+    def _start(self, name: str, command: list[str]) -> None:
+        environment = servers.environment(self.plan(self.root), name)
+        self.begun.append(processes.start(name, command, root=self.root, environment=environment)[1])
 
     def asked(self) -> dict[str, int]:
         """How many requests the endpoint had since the last call, by VLM, without those that had none."""
@@ -180,15 +184,15 @@ class Machine(Tree):
         """A worker of that pool, while the block runs."""
         name = f"{self.folder.name}-{pool}"
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
-        processes.start(
-            name, [*command, "--limit", "1", "--name", name], root=self.folder, environment=self.environment()
-        )
+        words = [*command, "--limit", "1", "--name", name]
+        _, process = processes.start(name, words, root=self.folder, environment=self.environment())
         try:
             wait_until(lambda: name in servers.workers_online(self.hub.plan(self.folder).api_url, pool), seconds=180)
             yield
         finally:
             mine = lambda: processes.marked(self.folder, names={name})  # noqa: E731
             processes.end(mine(), rest=mine, patience_s=20)
+            process.wait()
 
     def git(self, *words: str) -> str:
         """Run git in the clone."""
