@@ -45,7 +45,7 @@ class StageError(Exception):
 
     def __init__(self, stage: str, text: str, *, code: int | None) -> None:
         """Say what stopped `stage`: the last lines that it printed."""
-        super().__init__(text)
+        super().__init__(text if code is None or code >= 0 else f"{text}\nIts process was ended by signal {-code}.")
         self.stage, self.code = stage, code
         self.is_gate = _GATE in text
         self.can_be_tried_again = code == 1 and not self.is_gate and not _DISK_FULL.search(text)

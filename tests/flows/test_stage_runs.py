@@ -63,6 +63,12 @@ def test_failure_carries_the_words_and_the_exit_code_of_the_stage(tree: Path, co
     assert not caught.value.is_gate
 
 
+def test_killed_stage_is_said_to_be_killed(tree: Path) -> None:
+    set_command(tree, "first", "kill -9 $$; true")
+    with pytest.raises(StageError, match="ended by signal 9"):
+        repro("first", folder=tree, log=LOG)
+
+
 @pytest.mark.parametrize(
     ("words", "is_gate"),
     [
