@@ -239,7 +239,7 @@ class Team:
             remote: URL of the DVC remote; empty for none.
             remote_settings: of the remote, e.g. `endpointurl`.
         """
-        first = self.folder / "first"
+        first = self.folder / "seed"
         preset = self.folder / "quick.yaml"
         with preset.open("w") as handle:
             YAML().dump(_params(self.hub, model=model), handle)
