@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -89,7 +90,8 @@ class Hub:
     def start_run(self, deployment: str, **parameters: Any) -> str:
         """Start a deployment; gives the run's id."""
         found = self._ask("get", f"deployments/name/{deployment}")
-        run = self._ask("post", f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+        body = {"parameters": parameters, "idempotency_key": uuid.uuid4().hex}
+        run = self._ask("post", f"deployments/{found['id']}/create_flow_run", body)
         return str(run["id"])
 
     def run(self, deployment: str, **parameters: Any) -> "FinishedRun":
@@ -131,8 +133,12 @@ class Hub:
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         url = f"{self.plan(self.root).api_url}/{path}"
-        answer = httpx.request(method, url, json=body, timeout=30, trust_env=False)
-        return answer.raise_for_status().json()
+        until = time.monotonic() + 60
+        while True:
+            answer = httpx.request(method, url, json=body, timeout=60, trust_env=False)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > until:
+                return answer.raise_for_status().json()
+            time.sleep(1)  # its database is busy
 
 
 @dataclass(frozen=True, kw_only=True)
