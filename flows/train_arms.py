@@ -30,7 +30,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 
 from flows import results, sharing
-from flows.command import CommandError, run_json
+from flows.command import CommandError, run, run_json
 from flows.dead_runs import crash_dead_runs, process_tag
 from flows.gpu_stages import POOL, send
 from flows.graph import Graph, Stage
@@ -41,7 +41,7 @@ from flows.trees import UserError, alone_in, tree_of
 
 Mode = Literal["base", "incremental", "full"]
 MODES: tuple[Mode, ...] = ("base", "incremental", "full")
-_BASE = "train_base"
+_BASE, _REGISTER = "train_base", "register"
 _VERDICT = Path(".arms/registry/verdict.json")
 _REGISTERED = Path("register/registered.json")
 
@@ -201,6 +201,8 @@ class _Run:
         ):
             self._log.info("challenger and champion are those of the last comparison: %s", known.get("decision"))
             return known
+        if any(run.stage == _REGISTER and run.outcome == "restored" for run in self._done):
+            _register(self._folder)
         return _compare(self._folder, promote)
 
     def _summary(self, verdict: dict[str, Any] | None) -> str:
@@ -238,6 +240,19 @@ def _on_gpu_pool(
     if sync:
         sharing.fetch(folder, log=log)
     return found
+
+
+@task(name="bring-registry-up-to-date", task_run_name="bring registry up to date", cache_policy=NO_CACHE)
+def _register(folder: Path) -> None:
+    """Register what the run cache gave back: DVC skips a restored stage's command, and with it what it does in MLflow.
+
+    Raises:
+        CommandError: MLflow is away.
+    """
+    log = get_run_logger()
+    found = run(["python", "-m", "tasks.register"], folder=folder, each_line=lambda line: log.info("%s", line))
+    if found.code != 0:
+        raise CommandError(f"the registry was not brought up to date: {found.text}", code=found.code)
 
 
 @task(name="promote", task_run_name="promote", cache_policy=NO_CACHE)
