@@ -1,10 +1,13 @@
 """Runs without a worker whose process is gone: nobody else would ever say that they ended.
 
+Nor would anybody end the temporary server that Prefect started for such a run: it, too, is found by the process's name.
+
 A run that a worker started is watched by Prefect's server (heartbeats, see flows/pools.py). One that a person started
 with `python -m flows.train_arms` is not, where no server was running: it carries a tag that names its process, and the
 next such run looks.
 """
 
+import contextlib
 import socket
 
 import psutil
@@ -13,6 +16,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, Fl
 from prefect.client.schemas.objects import StateType
 from prefect.states import Crashed
 
+VARIABLE = "ARMS_RUN_PROCESS"  # in the environment of whatever such a run starts
 _PREFIX = "process"
 _OPEN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
@@ -35,6 +39,21 @@ def crash_dead_runs() -> list[str]:
         for run in dead:
             client.set_flow_run_state(run.id, Crashed(message="its process is gone"), force=True)
     return [run.name for run in dead]
+
+
+def end_leftovers() -> int:
+    """End what a run without a worker left behind when it was killed; gives how many processes there were."""
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # another user's, or gone
+            if _is_gone(process.environ().get(VARIABLE, "")):
+                process.terminate()
+                left.append(process)
+    _, stubborn = psutil.wait_procs(left, timeout=10)
+    for process in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return len(left)
 
 
 def _is_gone(tag: str) -> bool:

@@ -31,7 +31,7 @@ from prefect.states import Completed, Failed
 
 from flows import results, sharing
 from flows.command import CommandError, run, run_json
-from flows.dead_runs import crash_dead_runs, process_tag
+from flows.dead_runs import VARIABLE, crash_dead_runs, end_leftovers, process_tag
 from flows.gpu_stages import POOL, send
 from flows.graph import Graph, Stage
 from flows.shared_answers import restore_answers
@@ -288,6 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--propose", action="store_true", help="compare the challenger, but promote nothing")
     options = parser.parse_args(arguments)
     os.chdir(CHECKOUT)  # Prefect reads its settings there
+    os.environ[VARIABLE] = process_tag()
+    if num_left := end_leftovers():
+        print(f"ended {num_left} processes that a run left behind when it was killed")
     settings = {} if _server_answers() else {PREFECT_API_URL: None}
     with temporary_settings(settings), tags(process_tag()):
         for name in crash_dead_runs():
