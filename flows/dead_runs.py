@@ -16,6 +16,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, Fl
 from prefect.client.schemas.objects import StateType
 from prefect.states import Crashed
 
+from flows.command import is_alive
+
 VARIABLE = "ARMS_RUN_PROCESS"  # in the environment of whatever such a run starts
 _PREFIX = "process"
 _OPEN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
@@ -61,6 +63,7 @@ def _is_gone(tag: str) -> bool:
     if prefix != _PREFIX or len(words) != 3 or words[0] != socket.gethostname():
         return False
     try:
-        return int(psutil.Process(int(words[1])).create_time()) != int(words[2])
+        process = psutil.Process(int(words[1]))
+        return int(process.create_time()) != int(words[2]) or not is_alive(process)
     except psutil.NoSuchProcess:
         return True
