@@ -135,8 +135,9 @@ def test_failing_gate_stops_the_stage_which_publishes_nothing(tree: Tree, tmp_pa
 
 
 def everything(tree: Tree) -> dict[str, str]:
-    """The hash of every file of a tree, but of those that a failing gate leaves."""
-    files = {name: value for name, value in tree.sha256(".").items() if not name.startswith(".arms/gates/")}
+    """The hash of every file of a tree, but of those that a failing gate leaves and of who held a lock last."""
+    own = (".arms/gates/", ".arms/locks/")
+    files = {name: value for name, value in tree.sha256(".").items() if not name.startswith(own)}
     return {name: value for name, value in files.items() if "__pycache__" not in name}
 
 
