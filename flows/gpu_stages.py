@@ -40,7 +40,7 @@ _WORKER_SOON_S = 20.0  # for that long a worker may be looking elsewhere
 _SILENT_S = 45.0  # a worker says every 30 s that it is there; Prefect calls it online for 90 s after the last time
 
 
-@flow(name="gpu-stages", flow_run_name="{stages}")
+@flow(name="gpu-stages")
 def gpu_stages(
     stages: list[str],
     asked_by: dict[str, str],
@@ -158,7 +158,9 @@ def send(
         "lock": (folder / "dvc.lock").read_text(encoding="utf-8") if is_shared else None,
     }
     try:
-        sent = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, idempotency_key=key)
+        sent = run_deployment(
+            DEPLOYMENT, parameters=parameters, timeout=0, idempotency_key=key, flow_run_name=", ".join(stages)
+        )
     except ObjectNotFound:
         raise UserError(
             f"Prefect knows no deployment {DEPLOYMENT}: `make up` registers it. Without a pool for GPUs: pools: single."
