@@ -82,6 +82,13 @@ def run_command(name: str, body: Callable[[], None]) -> int:
     return 0
 
 
+class _KeptLines(logging.FileHandler):
+    """A log file that a full disk may leave incomplete: the console has the lines, and no traceback between them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Say nothing."""
+
+
 def _handlers(name: str) -> Iterator[logging.Handler]:
     """Lines for people on standard error; one JSON object a line there with ARMS_LOG_FORMAT=json, and in ARMS_LOG_FILE.
 
@@ -93,7 +100,7 @@ def _handlers(name: str) -> Iterator[logging.Handler]:
     yield console
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        kept = logging.FileHandler(path, encoding="utf-8")
+        kept = _KeptLines(path, encoding="utf-8")
         kept.setFormatter(_json_lines(name))
         yield kept
 
