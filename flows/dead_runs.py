@@ -16,6 +16,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, Fl
 from prefect.client.schemas.objects import StateType
 from prefect.states import Crashed
 
+from flows import processes
 from flows.command import is_alive
 
 VARIABLE = "ARMS_RUN_PROCESS"  # in the environment of whatever such a run starts
@@ -49,12 +50,8 @@ def end_leftovers() -> int:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # another user's, or gone
             if _is_gone(process.environ().get(VARIABLE, "")):
-                process.terminate()
                 left.append(process)
-    _, stubborn = psutil.wait_procs(left, timeout=10)
-    for process in stubborn:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    processes.end(left, rest=lambda: left, patience_s=10.0)
     return len(left)
 
 

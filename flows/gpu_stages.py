@@ -27,11 +27,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Completed, Failed
 
 from flows import sharing
+from flows.servers import GPU_POOL
 from flows.stage_runs import LockBusyError, Logger, StageRun, graph_of
-from flows.stage_tasks import CHECKOUT, run_stage_task
-from flows.trees import TreeIdentity, UserError, identity, tree_of
+from flows.stage_tasks import run_stage_task
+from flows.trees import CHECKOUT, TreeIdentity, UserError, identity, tree_of
 
-POOL = "arms-gpu"
 DEPLOYMENT = "gpu-stages/run"
 _OUTCOMES = "gpu-stages"
 _POLL_S = 2.0
@@ -166,7 +166,7 @@ def send(
             f"Prefect knows no deployment {DEPLOYMENT}: `make up` registers it. Without a pool for GPUs: pools: single."
         ) from None
     assert isinstance(sent, FlowRun)  # noqa: S101 - a coroutine only where called from one
-    log.info("sent %s to pool %s as run '%s'", ", ".join(stages), POOL, sent.name)
+    log.info("sent %s to pool %s as run '%s'", ", ".join(stages), GPU_POOL, sent.name)
     with get_client(sync_client=True) as client, _cancelled_with_us(client, sent.id):
         done = _wait(client, sent.id, log=log)
         if done.state is None or not done.state.is_completed():
@@ -177,7 +177,7 @@ def send(
 def _failed(run: FlowRun) -> State[Any]:
     """A state of our own: Prefect would say of another run's state that 1 of 1 states failed."""
     end = run.state
-    return Failed(message=f"run '{run.name}' on pool {POOL} ended as {end.name}: {end.message}" if end else None)
+    return Failed(message=f"run '{run.name}' on pool {GPU_POOL} ended as {end.name}: {end.message}" if end else None)
 
 
 def _wait(client: SyncPrefectClient, run_id: UUID, *, log: Logger) -> FlowRun:
@@ -199,9 +199,9 @@ def _wait(client: SyncPrefectClient, run_id: UUID, *, log: Logger) -> FlowRun:
 
 
 _NO_WORKER = (
-    f"no worker of pool {POOL} is online; the run waits until one is. Start one on the machine with the GPU, in its "
-    f"checkout: `prefect worker start --pool {POOL} --type process --limit 1` (`make up` starts one), or start the run "
-    "again with pools: single, which runs every stage on one pool."
+    f"no worker of pool {GPU_POOL} is online; the run waits until one is. Start one on the machine with the GPU, in "
+    f"its checkout: `prefect worker start --pool {GPU_POOL} --type process --limit 1` (`make up` starts one), or start "
+    "the run again with pools: single, which runs every stage on one pool."
 )
 
 
@@ -209,14 +209,14 @@ def _why_waiting(client: SyncPrefectClient, *, waited_s: float) -> str:
     """What a run that waits on the pool for GPUs waits for; nothing where it may begin any moment."""
     if not _has_worker(client):
         return _NO_WORKER
-    return f"waiting for a free place on pool {POOL}" if waited_s >= _WORKER_SOON_S else ""
+    return f"waiting for a free place on pool {GPU_POOL}" if waited_s >= _WORKER_SOON_S else ""
 
 
 def _has_worker(client: SyncPrefectClient) -> bool:
     since = datetime.now(UTC) - timedelta(seconds=_SILENT_S)
     return any(
         worker.status == WorkerStatus.ONLINE and worker.last_heartbeat_time and worker.last_heartbeat_time > since
-        for worker in client.read_workers_for_work_pool(POOL)
+        for worker in client.read_workers_for_work_pool(GPU_POOL)
     )
 
 

@@ -17,8 +17,8 @@ from dvc.exceptions import DvcException
 from flows import sharing
 from flows.command import CommandError, run
 from flows.shared_answers import restore_answers
+from flows.trees import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 _COLLECT = "collect"
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def bring_answers(folder: Path) -> bool:
         flows.sharing.RemoteError: the remote does not answer.
         flows.command.CommandError: the answer store takes nothing, e.g. a full disk.
     """
-    has_remote = run(["dvc", "config", "core.remote"], folder=folder).code == 0
+    has_remote = sharing.has_remote(folder)
     if has_remote:
         sharing.fetch(folder, log=log)
     restore_answers(folder, log=log)

@@ -25,10 +25,9 @@ import httpx
 from dvc.exceptions import DvcException
 
 from flows.command import CommandError, run_json
-from flows.retrain_plan import VERDICT, Plan, as_markdown, as_text, read_plan
-from flows.trees import UserError
+from flows.retrain_plan import Plan, as_markdown, as_text, read_plan
+from flows.trees import CHECKOUT, VERDICT, UserError
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 _POLL_S = 3.0
 log = logging.getLogger(__name__)
 

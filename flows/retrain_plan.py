@@ -18,10 +18,10 @@ from ruamel.yaml import YAML
 
 from flows.command import CommandError, run_json
 from flows.graph import read_graph
-from flows.trees import UserError
+from flows.trees import VERDICT, UserError
 
 Mode = Literal["incremental", "full"]
-PARAMS, LOCK, VERDICT = Path("params.yaml"), Path("dvc.lock"), Path(".arms/registry/verdict.json")
+PARAMS, LOCK = Path("params.yaml"), Path("dvc.lock")
 _ASKED_AGAIN = ("questions", "answers", "pool")  # effects of a change that may ask
 _NEVER_RAN = (" new", " deleted")  # how DVC's words end on inputs that no run has noted, or that are gone
 log = logging.getLogger(__name__)

@@ -21,10 +21,15 @@ class RemoteError(Exception):
     """The DVC remote did not do what it was asked to."""
 
 
+def has_remote(folder: Path) -> bool:
+    """Whether DVC has a default remote there."""
+    found = run(["dvc", "config", "core.remote"], folder=folder)
+    return found.code == 0 and bool(found.text.strip())
+
+
 def refuse_without_remote(folder: Path) -> None:
     """Raise UserError where DVC has no remote to sync with."""
-    found = run(["dvc", "config", "core.remote"], folder=folder)
-    if found.code != 0 or not found.text.strip():
+    if not has_remote(folder):
         raise UserError(
             "sync was asked for, but DVC has no default remote here: `dvc remote add --default NAME URL` (a folder "
             "that all machines see, or s3://...), or run without sync."

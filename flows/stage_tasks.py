@@ -19,7 +19,6 @@ from flows.graph import Stage
 from flows.results import show_failed_gate
 from flows.stage_runs import LockBusyError, StageError, StageRun, repro
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 _JITTER = 0.5
 
 

@@ -32,17 +32,17 @@ from prefect.states import Completed, Failed
 from flows import results, sharing
 from flows.command import CommandError, run, run_json
 from flows.dead_runs import VARIABLE, crash_dead_runs, end_leftovers, process_tag
-from flows.gpu_stages import POOL, send
+from flows.gpu_stages import send
 from flows.graph import Graph, Stage
+from flows.servers import GPU_POOL
 from flows.shared_answers import restore_answers
 from flows.stage_runs import LockBusyError, Logger, StageRun, graph_of
-from flows.stage_tasks import CHECKOUT, run_stage_task, show_cached
-from flows.trees import UserError, alone_in, tree_of
+from flows.stage_tasks import run_stage_task, show_cached
+from flows.trees import CHECKOUT, VERDICT, UserError, alone_in, tree_of
 
 Mode = Literal["base", "incremental", "full"]
 MODES: tuple[Mode, ...] = ("base", "incremental", "full")
 _BASE, _REGISTER = "train_base", "register"
-_VERDICT = Path(".arms/registry/verdict.json")
 _REGISTERED = Path("register/registered.json")
 
 
@@ -172,7 +172,7 @@ class _Run:
     def _send(self, stages: Sequence[Stage]) -> list[StageRun] | State[Any]:
         """Have `stages` run on the pool for GPUs; what another machine made is brought here."""
         names = [stage.name for stage in stages]
-        task_run_name = f"{', '.join(names)} on {POOL}"
+        task_run_name = f"{', '.join(names)} on {GPU_POOL}"
         state = _on_gpu_pool.with_options(task_run_name=task_run_name)(
             names, self._folder, self._preset, list(self._force), self._sync, return_state=True
         )
@@ -189,7 +189,7 @@ class _Run:
 
     def _promote(self, *, promote: bool) -> dict[str, Any] | None:
         """Compare challenger and champion, unless that was done for this challenger already."""
-        known = _read_json(self._folder / _VERDICT)
+        known = _read_json(self._folder / VERDICT)
         registered = _read_json(self._folder / _REGISTERED) or {}
         challenger = registered.get("digests", {}).get(registered.get("challenger"))
         has_changed = any(run.outcome != "unchanged" for run in self._done)

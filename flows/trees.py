@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 from flows.command import run
 from flows.stage_runs import Logger
 
+CHECKOUT = Path(__file__).resolve().parents[1]
+VERDICT = Path(".arms/registry/verdict.json")  # what the last comparison with the champion said
 CODE = ("arms_model", "tasks", "sandbox")
 _SAY_S = 60.0
 _POLL_S = 1.0
