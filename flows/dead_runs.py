@@ -61,6 +61,6 @@ def _is_gone(tag: str) -> bool:
         return False
     try:
         process = psutil.Process(int(words[1]))
-        return int(process.create_time()) != int(words[2]) or not is_alive(process)
+        return abs(process.create_time() - int(words[2])) > processes.CLOCK_S or not is_alive(process)
     except psutil.NoSuchProcess:
         return True

@@ -26,11 +26,12 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Completed, Failed
 
-from flows import sharing
+from flows import processes, sharing
+from flows.results import FAILED_GATE, show_gate_page
 from flows.servers import GPU_POOL
 from flows.stage_runs import LockBusyError, Logger, StageRun, graph_of
-from flows.stage_tasks import run_stage_task
-from flows.trees import CHECKOUT, TreeIdentity, UserError, identity, tree_of
+from flows.stage_tasks import GATE_FAILED, run_stage_task
+from flows.trees import CHECKOUT, TreeIdentity, UserError, alone_in, bring_up_to_date, folder_of, identity, place
 
 DEPLOYMENT = "gpu-stages/run"
 _OUTCOMES = "gpu-stages"
@@ -47,6 +48,7 @@ def gpu_stages(
     preset: str | None = None,
     force: list[str] | None = None,
     lock: str | None = None,
+    asking_run: str | None = None,
 ) -> State[Any]:
     """Run stages here, on a machine with a GPU.
 
@@ -56,26 +58,49 @@ def gpu_stages(
         preset: as for `train_arms`.
         force: stages that run though nothing changed.
         lock: the asking run's `dvc.lock`, if it shares through the DVC remote.
+        asking_run: id of the run that asks; where it has ended, nothing more is run for it.
     """
     log = get_run_logger()
     try:
-        folder = tree_of(preset, checkout=CHECKOUT, log=log)
-        is_elsewhere = identity(folder).place != asked_by["place"]
-        if is_elsewhere:
-            take_over(stages, folder, asked_by=TreeIdentity(**asked_by), lock=lock, log=log)
-        graph = graph_of(folder, log=log)
-        runs = []
-        for name in stages:
-            state = run_stage_task(graph.stages[name], folder, force=name in (force or ()), pull=is_elsewhere)
-            if not isinstance(state, StageRun):
-                return Failed(message=state.message)
-            runs.append(state)
-        if is_elsewhere:
-            sharing.push(folder, log=log)
+        folder = folder_of(preset, checkout=CHECKOUT)
+        is_elsewhere = not folder.exists() or place(folder) != asked_by["place"]
+        with contextlib.ExitStack() as held:
+            if is_elsewhere:  # in its own folder the asking run holds it, and has brought it up to date
+                held.enter_context(alone_in(folder, log=log))
+                bring_up_to_date(preset, checkout=CHECKOUT, log=log)
+                take_over(stages, folder, asked_by=TreeIdentity(**asked_by), lock=lock, log=log)
+            state, runs = _run_all(stages, folder, force=force or [], is_elsewhere=is_elsewhere, asking_run=asking_run)
+            if is_elsewhere and runs:  # also where a later one failed: what is done is not done again
+                sharing.push(folder, log=log)
     except (UserError, LockBusyError, sharing.RemoteError, DvcException) as error:
         return Failed(message=str(error))
     create_table_artifact(key=_OUTCOMES, table=[asdict(run) for run in runs], description="What each stage did")
-    return Completed(message=", ".join(f"{run.stage} {run.outcome}" for run in runs))
+    return state
+
+
+def _run_all(
+    stages: Sequence[str], folder: Path, *, force: Sequence[str], is_elsewhere: bool, asking_run: str | None
+) -> tuple[State[Any], list[StageRun]]:
+    """Run stages until one fails; how it ended, and what those did that ended well."""
+    graph = graph_of(folder, log=get_run_logger())
+    runs: list[StageRun] = []
+    for name in stages:
+        if asking_run is not None and _has_ended(UUID(asking_run)):
+            return Failed(message=f"the run that asked for stage {name} has ended; it was not begun"), runs
+        state = run_stage_task(graph.stages[name], folder, force=name in force, pull=is_elsewhere)
+        if not isinstance(state, StageRun):
+            return Failed(name=state.name, message=state.message), runs
+        runs.append(state)
+    return Completed(message=", ".join(f"{run.stage} {run.outcome}" for run in runs)), runs
+
+
+def _has_ended(run_id: UUID) -> bool:
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(run_id).state
+        except ObjectNotFound:  # it was deleted
+            return True
+    return state is not None and state.is_final()
 
 
 def take_over(stages: Sequence[str], folder: Path, *, asked_by: TreeIdentity, lock: str | None, log: Logger) -> None:
@@ -113,7 +138,7 @@ def take_over(stages: Sequence[str], folder: Path, *, asked_by: TreeIdentity, lo
             "Start it with sync: true and a DVC remote, start a GPU worker in its folder, or use pools: single."
         )
     sharing.refuse_without_remote(folder)
-    (folder / "dvc.lock").write_text(lock, encoding="utf-8")
+    processes.write_whole(folder / "dvc.lock", lock)
     graph = graph_of(folder, log=log)
     before = sorted(graph.upstream(stages) - set(stages))
     sharing.pull(before, folder, log=log)
@@ -130,7 +155,7 @@ def send(
     preset: str | None,
     force: Sequence[str],
     is_shared: bool,
-    key: str,
+    asking_run: UUID,
     log: Logger,
 ) -> list[StageRun] | State[Any]:
     """Have `stages` run on the pool for GPUs, and wait.
@@ -141,7 +166,7 @@ def send(
         preset: as for `train_arms`.
         force: of those, which run though nothing changed.
         is_shared: whether the asking run has pushed to the DVC remote.
-        key: names this request, so that a second try waits for the first one's run.
+        asking_run: its id.
         log: of the asking run.
 
     Returns:
@@ -156,11 +181,10 @@ def send(
         "preset": preset,
         "force": [name for name in force if name in stages],
         "lock": (folder / "dvc.lock").read_text(encoding="utf-8") if is_shared else None,
+        "asking_run": str(asking_run),
     }
     try:
-        sent = run_deployment(
-            DEPLOYMENT, parameters=parameters, timeout=0, idempotency_key=key, flow_run_name=", ".join(stages)
-        )
+        sent = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, flow_run_name=", ".join(stages))
     except ObjectNotFound:
         raise UserError(
             f"Prefect knows no deployment {DEPLOYMENT}: `make up` registers it. Without a pool for GPUs: pools: single."
@@ -170,13 +194,16 @@ def send(
     with get_client(sync_client=True) as client, _cancelled_with_us(client, sent.id):
         done = _wait(client, sent.id, log=log)
         if done.state is None or not done.state.is_completed():
-            return _failed(done)
-        return _outcomes(client, sent.id)
+            return _failed(client, done)
+        return [StageRun(**row) for row in json.loads(_artifact(client, sent.id, _OUTCOMES) or "[]")]
 
 
-def _failed(run: FlowRun) -> State[Any]:
+def _failed(client: SyncPrefectClient, run: FlowRun) -> State[Any]:
     """A state of our own: Prefect would say of another run's state that 1 of 1 states failed."""
     end = run.state
+    if end is not None and end.name == GATE_FAILED:
+        show_gate_page(_artifact(client, run.id, FAILED_GATE) or str(end.message))
+        return Failed(name=GATE_FAILED, message=end.message)
     return Failed(message=f"run '{run.name}' on pool {GPU_POOL} ended as {end.name}: {end.message}" if end else None)
 
 
@@ -200,8 +227,8 @@ def _wait(client: SyncPrefectClient, run_id: UUID, *, log: Logger) -> FlowRun:
 
 _NO_WORKER = (
     f"no worker of pool {GPU_POOL} is online; the run waits until one is. Start one on the machine with the GPU, in "
-    f"its checkout: `prefect worker start --pool {GPU_POOL} --type process --limit 1` (`make up` starts one), or start "
-    "the run again with pools: single, which runs every stage on one pool."
+    f'its checkout: `ARMS_ROOT="$PWD" PYTHONPATH="$PWD" prefect worker start --pool {GPU_POOL} --type process --limit '
+    "1` (`make up` starts one), or start the run again with pools: single, which runs every stage on one pool."
 )
 
 
@@ -231,11 +258,11 @@ def _cancelled_with_us(client: SyncPrefectClient, run_id: UUID) -> Iterator[None
         raise
 
 
-def _outcomes(client: SyncPrefectClient, run_id: UUID) -> list[StageRun]:
+def _artifact(client: SyncPrefectClient, run_id: UUID, key: str) -> str | None:
+    """What a run left under that key; None where it left nothing."""
     found = client.read_artifacts(
         artifact_filter=ArtifactFilter(
-            flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]), key=ArtifactFilterKey(any_=[_OUTCOMES])
+            flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]), key=ArtifactFilterKey(any_=[key])
         )
     )
-    rows = json.loads(str(found[0].data)) if found else []
-    return [StageRun(**row) for row in rows]
+    return str(found[0].data) if found else None

@@ -23,7 +23,7 @@ import httpx
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows import processes, servers
+from flows import addresses, processes, servers
 from flows.command import CommandError, run_json
 from flows.screen import show
 from flows.servers import HOST, MLFLOW, PREFECT
@@ -31,7 +31,7 @@ from flows.servers import HOST, MLFLOW, PREFECT
 log = logging.getLogger(__name__)
 _PYTHON = ("python", "-m")
 _LIMIT_S = 45.0  # on a quiet machine all is there after five
-_EXPECTED = (PREFECT, MLFLOW, servers.CPU_WORKER, f"{servers.GPU_WORKER}-0")
+_EXPECTED = (PREFECT, MLFLOW, servers.CPU_WORKER, f"{servers.GPU_WORKER}-0")  # where `make up` never ran
 _UNDER_WAY = ["RUNNING", "PENDING", "CANCELLING", "PAUSED"]
 _ENDED = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 _NUM_ENDED = 5
@@ -60,7 +60,7 @@ def gather(root: Path) -> dict[str, Any]:
         "champion": lambda: run_json([*_PYTHON, "tasks.register", "champion", "--json"], folder=root, log=log),
         "spent": lambda: run_json([*_PYTHON, "tasks.collect", "--spent", "--json"], folder=root, log=log),
     }
-    found, unknown = _at_once(parts)
+    found, unknown = _at_once(parts, api_url=api_url)
     try:
         found["new_vlms"] = None if "champion" in unknown else new_vlms(root, found["champion"])
     except UnknownError as error:
@@ -68,7 +68,7 @@ def gather(root: Path) -> dict[str, Any]:
     return {**found, "links": links(root), "unknown": unknown}
 
 
-def _at_once(parts: dict[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+def _at_once(parts: dict[str, Callable[[], Any]], *, api_url: str | None) -> tuple[dict[str, Any], dict[str, str]]:
     """What each part gives, and why others give nothing."""
     found: dict[str, Any] = {}
     unknown = dict.fromkeys(parts, f"no answer within {_LIMIT_S:.0f} s")
@@ -79,6 +79,8 @@ def _at_once(parts: dict[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[
             del unknown[name]
         except (UnknownError, CommandError, httpx.HTTPError) as error:
             unknown[name] = str(error) or type(error).__name__
+        except json.JSONDecodeError:
+            unknown[name] = f"what answers at {api_url} is no server of Prefect's; see PREFECT_API_URL"
 
     threads = [threading.Thread(target=ask, args=item, daemon=True) for item in parts.items()]
     until = time.monotonic() + _LIMIT_S
@@ -104,7 +106,8 @@ def services(root: Path) -> list[dict[str, Any]]:
         root: the checkout.
     """
     known = processes.recorded(root)
-    names = [*_EXPECTED, *sorted(set(known) - set(_EXPECTED))]
+    expected = addresses.read(root).get("services", _EXPECTED)
+    names = [*expected, *sorted(set(known) - set(expected))]
     return [_state(name, known.get(name), root) for name in names]
 
 

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import json
 import sys
 from datetime import timedelta
 
@@ -17,11 +18,12 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.workers.process import ProcessWorker
 
 from flows.servers import CPU_POOL, GPU_POOL
+from flows.trees import CHECKOUT
 
-_SILENCE = timedelta(seconds=90)  # three heartbeats of a worker that `make up` started
+_TEMPLATE = CHECKOUT / "infra/pools/process.json"  # has runs report every 30 s, whoever started their worker
+_SILENCE = timedelta(seconds=90)  # three such heartbeats
 _LATEST = timedelta(seconds=300)  # a run's own process begins within seconds, on a busy machine within a minute
 _ENDS = {"Completed", "Failed", "Cancelled", "Crashed"}
 _ALIVE = {
@@ -48,7 +50,7 @@ def prepare(*, num_gpu_slots: int) -> None:
 
 
 def _make_pool(client: SyncPrefectClient, name: str) -> None:
-    template = ProcessWorker.get_default_base_job_template()
+    template = json.loads(_TEMPLATE.read_text(encoding="utf-8"))
     try:
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
     except ObjectAlreadyExists:

@@ -20,7 +20,7 @@ from flows.command import is_alive
 
 FOLDER = Path(".arms/services")
 MARK, NAME = "ARMS_SERVICES", "ARMS_SERVICE"  # in the environment: whose checkout, which service
-_CLOCK_S = 60.0  # how far two readings of a start time may differ after the clock was set
+CLOCK_S = 60.0  # how far two readings of a start time may differ after the clock was set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def is_running(service: Service, *, root: Path) -> bool:
     """Whether that very process is alive."""
     try:
         process = psutil.Process(service.pid)
-        is_it = abs(process.create_time() - service.started_at) < _CLOCK_S and is_alive(process)
+        is_it = abs(process.create_time() - service.started_at) < CLOCK_S and is_alive(process)
         return is_it and bool(process.environ().get(MARK) == str(root))
     except psutil.Error:
         return False

@@ -75,7 +75,8 @@ def digest(plan: Plan) -> str:
     Args:
         plan: what is to run.
     """
-    files = [plan.root / "infra/prefect.yaml", *sorted((plan.root / "flows").glob("*.py"))]
+    infra = plan.root / "infra"
+    files = [infra / "prefect.yaml", infra / "pools/process.json", *sorted((plan.root / "flows").glob("*.py"))]
     found = hashlib.sha256(str(len(plan.gpus)).encode())
     for path in files:
         found.update(path.name.encode() + path.read_bytes())

@@ -10,8 +10,10 @@ import pyarrow.parquet
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from flows.stage_runs import StageError, StageRun
+from arms_model.uris import shown_uri
+from flows.stage_runs import StageRun
 
+FAILED_GATE = "failed-gate"  # key of its page
 _GATES = Path(".arms/gates")
 _NUM_ROWS = 50  # of a failed gate, on the page; all are in the file
 
@@ -69,7 +71,7 @@ def show_links(folder: Path, verdict: Mapping[str, Any] | None) -> None:
     report = folder / "report/report.html"
     if report.exists():
         create_link_artifact(key="report", link=report.as_uri(), link_text=str(report), description="The report")
-    server = os.environ.get("MLFLOW_TRACKING_URI", "")
+    server = shown_uri(os.environ.get("MLFLOW_TRACKING_URI", "")).rstrip("/")
     registered = folder / "register/registered.json"
     if server.startswith(("http://", "https://")) and registered.exists():
         model = json.loads(registered.read_text())["model"]
@@ -85,18 +87,28 @@ def show_verdict(verdict: Mapping[str, Any]) -> None:
     create_markdown_artifact(key="promotion", markdown=text, description="Challenger against champion")
 
 
-def show_failed_gate(failure: StageError, folder: Path, *, flow_run_id: str) -> None:
-    """What an invariant said, its failing rows, and an event that automations can wait for."""
-    parts = [f"## Stage {failure.stage}: a gate failed\n", f"```\n{failure}\n```"]
-    for path in sorted((folder / _GATES / failure.stage).glob("*.parquet")):
+def show_failed_gate(stage: str, message: str, folder: Path) -> None:
+    """What an invariant said, and its failing rows."""
+    parts = [f"## Stage {stage}: a gate failed\n", f"```\n{message}\n```"]
+    for path in sorted((folder / _GATES / stage).glob("*.parquet")):
         table = pyarrow.parquet.read_table(path)
         parts.append(f"### {path.stem}: {table.num_rows} rows, in `{path}`\n")
         parts.append(_markdown_table(table.slice(0, _NUM_ROWS).to_pylist()))
-    create_markdown_artifact(key="failed-gate", markdown="\n\n".join(parts), description="The gate that failed")
+    show_gate_page("\n\n".join(parts))
+
+
+def show_gate_page(markdown: str) -> None:
+    """The page of a failed gate, made here or by the run on the other pool."""
+    create_markdown_artifact(key=FAILED_GATE, markdown=markdown, description="The gate that failed")
+
+
+def tell_gate_failed(message: str, *, flow_run_id: str) -> None:
+    """An event that automations can wait for; told by the run of train-arms, whose schedule they may pause."""
+    stage = message.removeprefix("stage ").partition(":")[0]
     emit_event(
         event="arms.gate.failed",
-        resource={"prefect.resource.id": f"arms.stage.{failure.stage}", "prefect.resource.name": failure.stage},
-        payload={"stage": failure.stage, "message": str(failure), "flow_run_id": flow_run_id},
+        resource={"prefect.resource.id": f"arms.stage.{stage}", "prefect.resource.name": stage},
+        payload={"stage": stage, "message": message, "flow_run_id": flow_run_id},
     )
 
 

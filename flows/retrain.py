@@ -26,7 +26,8 @@ from dvc.exceptions import DvcException
 
 from flows.command import CommandError, run_json
 from flows.retrain_plan import Plan, as_markdown, as_text, read_plan
-from flows.trees import CHECKOUT, VERDICT, UserError
+from flows.servers import api_answers
+from flows.trees import CHECKOUT, VERDICT, UserError, identity, read_json
 
 _POLL_S = 3.0
 log = logging.getLogger(__name__)
@@ -37,17 +38,16 @@ def work(options: argparse.Namespace, folder: Path) -> int:
     may_ask_others = options.ask_others
     plan = read_plan(folder, since=options.since, budget_usd=options.budget_usd, may_ask_others=may_ask_others)
     if options.markdown is not None:
-        options.markdown.parent.mkdir(parents=True, exist_ok=True)
-        options.markdown.write_text(as_markdown(plan), encoding="utf-8")
+        options.markdown.unlink(missing_ok=True)
     print(as_text(plan), flush=True)
-    if plan.refusals:
-        return 1
-    if options.dry_run:
-        return 0
+    if plan.refusals or options.dry_run:
+        _add(options.markdown, as_markdown(plan))
+        return 1 if plan.refusals else 0
     if plan.retire and options.no_promote:
         print("not retired: --no-promote changes no champion")
     elif plan.retire:
         retire(plan, folder)
+        _add(options.markdown, f"The champion no longer chooses {', '.join(plan.retire)}.\n")
     if plan.mode is None:
         return 0
     return start(plan, options)
@@ -72,31 +72,31 @@ def start(plan: Plan, options: argparse.Namespace) -> int:
     from prefect.settings import PREFECT_API_URL
 
     url = PREFECT_API_URL.value()
-    if options.here or not url or not _answers(url):
+    if options.here or not url or not api_answers(url):
         from flows import train_arms
 
         words = [str(plan.mode), *(["--propose"] if options.no_promote else []), *(["--sync"] if options.sync else [])]
         code = train_arms.main(words)
-        if options.markdown is not None:
-            with options.markdown.open("a", encoding="utf-8") as handle:
-                handle.write(_outcome(code))
+        _add(options.markdown, _outcome(code))
         return code
+    _add(options.markdown, as_markdown(plan))
     return _start_on_server(plan, options)
+
+
+def _add(path: Path | None, text: str) -> None:
+    """To what `--markdown` asks for."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(text)
 
 
 def _outcome(code: int) -> str:
     """What came of the run, as Markdown."""
-    if code != 0:
-        return "\n**The run failed**; its log says where.\n"
-    verdict = json.loads((CHECKOUT / VERDICT).read_text(encoding="utf-8"))
-    return f"\n### Challenger against champion: {verdict['decision']}\n\n```\n{str(verdict['text']).strip()}\n```\n"
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).is_success
-    except httpx.HTTPError:
-        return False
+    verdict = read_json(CHECKOUT / VERDICT)
+    if code != 0 or not verdict:
+        return "**The run failed**; its log says where.\n"
+    return f"### Challenger against champion: {verdict['decision']}\n\n```\n{str(verdict['text']).strip()}\n```\n"
 
 
 def _start_on_server(plan: Plan, options: argparse.Namespace) -> int:
@@ -105,7 +105,13 @@ def _start_on_server(plan: Plan, options: argparse.Namespace) -> int:
     from prefect.exceptions import ObjectNotFound
 
     name = f"train-arms/{plan.mode}"
-    parameters = {"mode": plan.mode, "promote": not options.no_promote, "sync": options.sync}
+    parameters = {
+        "mode": plan.mode,
+        "promote": not options.no_promote,
+        "sync": options.sync,
+        "planned_for": identity(CHECKOUT).params,  # the worker's checkout may be another one, or edited meanwhile
+        "budget_usd": options.budget_usd,
+    }
     try:
         sent = cast(FlowRun, run_deployment(name, parameters=parameters, timeout=0, as_subflow=False))
     except ObjectNotFound:
@@ -163,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
         "--markdown",
         type=Path,
         metavar="FILE",
-        help="write the plan there as Markdown, and what came of a run in this process",
+        help="write the plan there as Markdown, or what came of a run in this process",
     )
     return made
 

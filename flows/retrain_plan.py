@@ -5,11 +5,10 @@ chooses from says the registry, how many questions are open says the answer stor
 put together, held against a budget, and said.
 """
 
-import json
 import logging
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from ruamel.yaml import YAML
 
 from flows.command import CommandError, run_json
 from flows.graph import read_graph
-from flows.trees import VERDICT, UserError
+from flows.trees import VERDICT, UserError, read_json
 
 Mode = Literal["incremental", "full"]
 PARAMS, LOCK = Path("params.yaml"), Path("dvc.lock")
@@ -110,11 +109,13 @@ class Plan:
     @property
     def refusals(self) -> tuple[str, ...]:
         """Why this is not done, each with what would let it."""
-        return tuple(text for text in (self._asks_others(), self._is_unpriced(), self._is_beyond_budget()) if text)
+        return tuple(text for text in (self._asks_others(), refused_by(self.budget_usd, self.to_ask)) if text)
 
     def _asks_others(self) -> str | None:
         mine = {*self.learn, *(change["vlm"] for change in self.changed if change["effect"] in _ASKED_AGAIN)}
-        others = {row["vlm"]: row["num_to_ask"] for row in self.to_ask if row["vlm"] not in mine}
+        # what ended in an error is asked again whenever `collect` runs; the budget counts it
+        never = {row["vlm"]: row["num_to_ask"] - row["num_failed"] for row in self.to_ask if row["vlm"] not in mine}
+        others = {vlm: number for vlm, number in never.items() if number}
         if not others or self.may_ask_others:
             return None
         named = ", ".join(f"{vlm} ({number} questions)" for vlm, number in others.items())
@@ -123,22 +124,38 @@ class Plan:
             "then `python -m tasks.collect --restore`), or allow it with --ask-others."
         )
 
-    def _is_unpriced(self) -> str | None:
-        unpriced = [row["vlm"] for row in self.to_ask if row["expected_usd"] is None]
-        if self.budget_usd is None or not unpriced:
-            return None
+
+def refused_by(budget_usd: float | None, to_ask: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a budget forbids asking, with what would let it; None where it does not.
+
+    Args:
+        budget_usd: what may be spent; None for no limit.
+        to_ask: the forecast of each VLM that would be asked.
+    """
+    if budget_usd is None:
+        return None
+    if unpriced := [row["vlm"] for row in to_ask if row["expected_usd"] is None]:
         return (
-            f"no price of {', '.join(unpriced)} is known, so nobody can say that ${self.budget_usd:.2f} is enough. "
+            f"no price of {', '.join(unpriced)} is known, so nobody can say that ${budget_usd:.2f} is enough. "
             "Write one into the block (usd_per_call: 0 where asking is free)."
         )
+    expected_usd = sum(row["expected_usd"] for row in to_ask)
+    if expected_usd <= budget_usd:
+        return None
+    return (
+        f"asking should cost ${expected_usd:.4f}, which is beyond the budget of ${budget_usd:.4f}. Give the new VLM a "
+        "smaller `sample`, or allow more."
+    )
 
-    def _is_beyond_budget(self) -> str | None:
-        if self.budget_usd is None or self.expected_usd <= self.budget_usd:
-            return None
-        return (
-            f"asking should cost ${self.expected_usd:.4f}, which is beyond the budget of ${self.budget_usd:.4f}. Give "
-            "the new VLM a smaller `sample`, or allow more."
-        )
+
+def forecast(folder: Path) -> dict[str, Any]:
+    """What `tasks.collect --dry-run` says of each VLM (`vlms`) and of all; no VLM where nobody is asked.
+
+    Raises:
+        flows.command.CommandError: it cannot say, e.g. because the queries are not there.
+    """
+    found: dict[str, Any] = run_json(["python", "-m", "tasks.collect", "--dry-run", "--json"], folder=folder, log=log)
+    return found
 
 
 def read_plan(folder: Path, *, since: str, budget_usd: float | None = None, may_ask_others: bool = False) -> Plan:
@@ -158,7 +175,7 @@ def read_plan(folder: Path, *, since: str, budget_usd: float | None = None, may_
     found = _changes(folder, since)
     champion = run_json(["python", "-m", "tasks.register", "champion", "--json"], folder=folder, log=log)
     served = set(champion["vlms"]) if champion else set(found["vlms"]) - _added(found)
-    verdict = _read_json(folder / VERDICT)
+    verdict = read_json(folder / VERDICT)
     graph = read_graph(folder)
     may_run = graph.may_run()
     missing = {name for name, texts in graph.changes.items() if any(text.endswith(_NEVER_RAN) for text in texts)}
@@ -170,7 +187,7 @@ def read_plan(folder: Path, *, since: str, budget_usd: float | None = None, may_
         retire=tuple(sorted(served - set(found["vlms"]))),
         changes=tuple(found["changes"]),
         sections=tuple(found["sections"]),
-        forecast=_forecast(folder) if found["asks"] else None,
+        forecast=forecast(folder) if found["asks"] else None,
         stale=tuple(stage for stage in graph.order if stage in may_run),
         otherwise_stale=tuple(stage for stage in graph.order if stage in otherwise),
         evaluated=_evaluated(folder / LOCK),
@@ -207,24 +224,12 @@ def _changes(folder: Path, since: str) -> dict[str, Any]:
     return found
 
 
-def _forecast(folder: Path) -> dict[str, Any]:
-    forecast: dict[str, Any] = run_json(
-        ["python", "-m", "tasks.collect", "--dry-run", "--json"], folder=folder, log=log
-    )
-    return forecast
-
-
 def _evaluated(lock: Path) -> frozenset[str]:
     """The VLMs that the last evaluation knew, by DVC's own record of its params."""
     found: Any = YAML(typ="safe").load(lock.read_text(encoding="utf-8")) if lock.exists() else {}
     for key in ("stages", "cascade_eval", "params", str(PARAMS), "vlms"):
         found = (found or {}).get(key)
     return frozenset(str(block["name"]) for block in found or ())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found if isinstance(found, dict) else {}
 
 
 def _git(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -285,7 +290,8 @@ def _asked(row: dict[str, Any]) -> str:
     if row["expected_usd"] is not None:
         costs = f"${row['expected_usd']:.4f} expected, ${row['worst_usd']:.4f} at most"
     known = f", {row['num_known']} of {row['num_questions']} are known" if row["num_known"] else ""
-    return f"{row['vlm']}: {row['num_to_ask']} questions, {costs}, about {row['expected_s']:.0f} s{known}"
+    failed = f", {row['num_failed']} ended in an error before" if row["num_failed"] else ""
+    return f"{row['vlm']}: {row['num_to_ask']} questions, {costs}, about {row['expected_s']:.0f} s{known}{failed}"
 
 
 def _cost(plan: Plan) -> str:
@@ -300,7 +306,8 @@ def _cost(plan: Plan) -> str:
 
 def _nothing(plan: Plan) -> str:
     if not plan.changes and not plan.learn and not plan.retire:
-        return f"nothing: the list of VLMs is the one at {plan.since}, and the champion knows it"
+        left = f"; stale since before: {', '.join(plan.stale)} (train-arms/full)" if plan.stale else ""
+        return f"nothing: the list of VLMs is the one at {plan.since}, and the champion knows it{left}"
     if plan.retire:
         return "nothing to train"
     return "nothing to train: what is named here was learned; `python -m tasks.register promote` compares"

@@ -143,6 +143,17 @@ def answers(server: str, port: int) -> bool:
     return False
 
 
+def api_answers(api_url: str) -> bool:
+    """Whether the Prefect server that a user named is well, reached as Prefect's own client reaches it.
+
+    Args:
+        api_url: what PREFECT_API_URL says.
+    """
+    with contextlib.suppress(httpx.HTTPError, httpx.InvalidURL):
+        return httpx.get(f"{api_url}/health", timeout=5.0).is_success
+    return False
+
+
 def workers_online(api_url: str, pool: str) -> dict[str, float]:
     """The workers of a pool that report, by name, with when each last did so, in seconds since 1970.
 

@@ -19,6 +19,7 @@ from flows.graph import Stage
 from flows.results import show_failed_gate
 from flows.stage_runs import LockBusyError, StageError, StageRun, repro
 
+GATE_FAILED = "GateFailed"  # name of the state
 _JITTER = 0.5
 
 
@@ -74,8 +75,8 @@ def _stage(stage: Stage, *, folder: Path, force: bool, pull: bool) -> State[Any]
         )
     except StageError as failure:
         if failure.is_gate:
-            show_failed_gate(failure, folder, flow_run_id=str(flow_run.id))
-        name = "GateFailed" if failure.is_gate else "Failed"
+            show_failed_gate(stage.name, str(failure), folder)
+        name = GATE_FAILED if failure.is_gate else "Failed"
         return Failed(name=name, message=f"stage {stage.name}: {failure}", data=failure.can_be_tried_again)
     except CommandTimeoutError as error:
         return Failed(name="TimedOut", message=f"{error} (`meta: timeout_h` of the stage in dvc.yaml)", data=False)

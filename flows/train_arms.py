@@ -11,15 +11,14 @@ graph. Guide: docs/orchestration.md.
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, cast
+from uuid import UUID
 
-import httpx
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from prefect import flow, get_run_logger, tags, task
@@ -34,15 +33,17 @@ from flows.command import CommandError, run, run_json
 from flows.dead_runs import VARIABLE, crash_dead_runs, end_leftovers, process_tag
 from flows.gpu_stages import send
 from flows.graph import Graph, Stage
-from flows.servers import GPU_POOL
+from flows.retrain_plan import forecast, refused_by
+from flows.servers import GPU_POOL, api_answers
 from flows.shared_answers import restore_answers
 from flows.stage_runs import LockBusyError, Logger, StageRun, graph_of
-from flows.stage_tasks import run_stage_task, show_cached
-from flows.trees import CHECKOUT, VERDICT, UserError, alone_in, tree_of
+from flows.stage_tasks import GATE_FAILED, run_stage_task, show_cached
+from flows.trees import CHECKOUT, VERDICT, UserError, alone_in, bring_up_to_date, folder_of, identity, read_json
 
 Mode = Literal["base", "incremental", "full"]
 MODES: tuple[Mode, ...] = ("base", "incremental", "full")
-_BASE, _REGISTER = "train_base", "register"
+_COLLECT, _BASE, _REGISTER = "collect", "train_base", "register"
+_REFUSED = "Refused"  # name of the state of a run that was a mistake; it began nothing
 _REGISTERED = Path("register/registered.json")
 
 
@@ -54,6 +55,8 @@ def train_arms(
     sync: bool = False,
     promote: bool = True,
     pools: Literal["split", "single"] = "split",
+    planned_for: str | None = None,
+    budget_usd: float | None = None,
 ) -> State[Any]:
     """Bring the routers up to date with the data and the list of VLMs.
 
@@ -64,47 +67,75 @@ def train_arms(
         sync: fetch from the DVC remote before and push to it after, the run cache included.
         promote: make the challenger the champion if the comparison allows it; else only compare and say.
         pools: `split` sends GPU stages to pool arms-gpu; `single` runs every stage where the run itself is.
+        planned_for: hash of the params.yaml that this was planned for (`flows.retrain`); another one is refused.
+        budget_usd: fail before asking if asking should cost more, in dollars.
     """
     log = get_run_logger()
     try:
-        folder = tree_of(preset, checkout=CHECKOUT, log=log)
+        folder = folder_of(preset, checkout=CHECKOUT)
         with alone_in(folder, log=log):
-            return _Run(mode=mode, folder=folder, preset=preset, force=force or [], sync=sync, log=log).work(
-                promote=promote, is_split=pools == "split" and deployment.id is not None
+            bring_up_to_date(preset, checkout=CHECKOUT, log=log)
+            _refuse_other_params(folder, planned_for)
+            one = _Run(
+                mode=mode, folder=folder, preset=preset, force=force or [], sync=sync, budget_usd=budget_usd, log=log
             )
-    except (UserError, CommandError, LockBusyError, sharing.RemoteError, DvcException) as error:
+            return one.work(promote=promote, is_split=pools == "split" and deployment.id is not None)
+    except UserError as error:
+        return Failed(name=_REFUSED, message=str(error))
+    except (CommandError, LockBusyError, DvcException) as error:
         return Failed(message=str(error))
+
+
+def _refuse_other_params(folder: Path, planned_for: str | None) -> None:
+    if planned_for not in (None, identity(folder).params):
+        raise UserError(
+            f"params.yaml of {folder} is not the one that this run was planned for: it was edited meanwhile, or this "
+            "worker's checkout is at another commit. Bring it there (`git pull`), and plan again."
+        )
 
 
 class _Run:
     """One run in one tree."""
 
     def __init__(
-        self, *, mode: Mode, folder: Path, preset: str | None, force: Sequence[str], sync: bool, log: Logger
+        self,
+        *,
+        mode: Mode,
+        folder: Path,
+        preset: str | None,
+        force: Sequence[str],
+        sync: bool,
+        budget_usd: float | None,
+        log: Logger,
     ) -> None:
         self._mode, self._folder, self._preset, self._force = mode, folder, preset, force
-        self._sync, self._log = sync, log
+        self._sync, self._budget_usd, self._log = sync, budget_usd, log
         self._done: list[StageRun] = []
 
     def work(self, *, promote: bool, is_split: bool) -> State[Any]:
         """Everything, from fetching to the last artifact; the state that the run ends in."""
         if self._sync:
             sharing.refuse_without_remote(self._folder)
-            _transfer.with_options(name="fetch", task_run_name="fetch")("fetch", self._folder)
+            if failed := _failed(_transfer_of("fetch", self._folder)):
+                return failed
         graph = graph_of(self._folder, log=self._log)
         wanted = self._wanted(graph)
         may_run = graph.may_run(force=self._force) & wanted
         self._say_plan(graph, may_run)
         before = results.read_metrics(self._folder, graph.metrics)
-        failed = self._run_stages(graph, wanted, may_run, is_split=is_split)
-        verdict = self._promote(promote=promote) if failed is None and self._mode != "base" else None
-        if self._sync:  # also where nothing was to be done: an earlier run may have shared nothing
-            _transfer.with_options(name="push", task_run_name="push")("push", self._folder)
+        failed, verdict = self._run_stages(graph, wanted, may_run, is_split=is_split), None
+        if failed is None and self._mode != "base":
+            compared = self._promote(promote=promote)
+            failed, verdict = (None, compared) if not isinstance(compared, State) else (compared, None)
+        # also where a stage has failed, or nothing was to be done: an earlier run may have shared nothing
+        not_shared = _failed(_transfer_of("push", self._folder)) if self._sync else None
         if may_run:
             results.show_stages(self._done, graph.changes)
             results.show_metrics(before, results.read_metrics(self._folder, graph.metrics))
             results.show_links(self._folder, verdict)
-        return failed or Completed(message=self._summary(verdict))
+        if failed is not None and failed.name == GATE_FAILED:
+            results.tell_gate_failed(str(failed.message), flow_run_id=str(flow_run.id))
+        return failed or not_shared or Completed(message=self._summary(verdict))
 
     def _wanted(self, graph: Graph) -> frozenset[str]:
         """The stages that the mode is about.
@@ -149,6 +180,8 @@ class _Run:
                 if stage.name not in may_run:
                     self._done.append(show_cached(stage))
                     continue
+                if stage.name == _COLLECT and (dear := self._beyond_budget()):
+                    return Failed(name=_REFUSED, message=dear)
                 one = run_stage_task(stage, self._folder, force=stage.name in self._force, pull=self._sync)
                 if not isinstance(one, StageRun):
                     return Failed(name=one.name, message=one.message)
@@ -159,6 +192,13 @@ class _Run:
                     return found
                 self._done += found
         return None
+
+    def _beyond_budget(self) -> str | None:
+        """Why the budget forbids to collect: reckoned in this tree, whose store knows what is paid for."""
+        if self._budget_usd is None:
+            return None
+        to_ask = [row for row in forecast(self._folder)["vlms"] if row["num_to_ask"]]
+        return refused_by(self._budget_usd, to_ask)
 
     def _num_known(self, stages: Sequence[Stage]) -> int:
         """How many of these, from the first on, need no GPU: the run cache has what they would write."""
@@ -187,23 +227,30 @@ class _Run:
                 return Failed(name=here.name, message=here.message)
         return there
 
-    def _promote(self, *, promote: bool) -> dict[str, Any] | None:
-        """Compare challenger and champion, unless that was done for this challenger already."""
-        known = _read_json(self._folder / VERDICT)
-        registered = _read_json(self._folder / _REGISTERED) or {}
+    def _promote(self, *, promote: bool) -> dict[str, Any] | State[Any] | None:
+        """Compare challenger and champion.
+
+        Returns:
+            The verdict; None where this challenger was compared before; or the state in which it failed.
+        """
+        known, registered = read_json(self._folder / VERDICT), read_json(self._folder / _REGISTERED)
         challenger = registered.get("digests", {}).get(registered.get("challenger"))
         has_changed = any(run.outcome != "unchanged" for run in self._done)
         if (
             not has_changed
-            and known is not None
-            and known.get("challenger_digest") == challenger
+            and known.get("challenger_digest", "") == challenger
             and (not promote or known.get("decision") != "proposed")
         ):
-            self._log.info("challenger and champion are those of the last comparison: %s", known.get("decision"))
-            return known
-        if any(run.stage == _REGISTER and run.outcome == "restored" for run in self._done):
-            _register(self._folder)
-        return _compare(self._folder, promote)
+            self._log.info(
+                "this challenger was compared before: %s; `python -m tasks.register promote` compares again",
+                known.get("decision"),
+            )
+            return None
+        is_restored = any(run.stage == _REGISTER and run.outcome == "restored" for run in self._done)
+        if is_restored and (failed := _failed(_register(self._folder, return_state=True))):
+            return failed
+        state = _compare(self._folder, promote, return_state=True)
+        return _failed(state) or cast(dict[str, Any], state.result())
 
     def _summary(self, verdict: dict[str, Any] | None) -> str:
         outcomes = [run.outcome for run in self._done]
@@ -217,14 +264,27 @@ _WORDS = (("ran", "stages ran"), ("restored", "taken from the run cache"), ("unc
 
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 30], retry_jitter_factor=0.5)
-def _transfer(what: Literal["fetch", "push"], folder: Path) -> None:
+def _transfer(what: Literal["fetch", "push"], folder: Path) -> State[Any]:
     """From or to the DVC remote."""
     log = get_run_logger()
-    if what == "push":
-        sharing.push(folder, log=log)
-        return
-    sharing.fetch(folder, log=log)
-    restore_answers(folder, log=log)
+    try:
+        if what == "push":
+            sharing.push(folder, log=log)
+        else:
+            sharing.fetch(folder, log=log)
+            restore_answers(folder, log=log)
+    except (sharing.RemoteError, CommandError, DvcException) as error:
+        return Failed(message=str(error))
+    return Completed()
+
+
+def _transfer_of(what: Literal["fetch", "push"], folder: Path) -> State[Any]:
+    return _transfer.with_options(name=what, task_run_name=what)(what, folder, return_state=True)
+
+
+def _failed(state: State[Any]) -> State[Any] | None:
+    """A state of our own where a task's is bad: Prefect would say of the task's that 1 of 1 states failed."""
+    return None if state.is_completed() else Failed(name=state.name, message=state.message)
 
 
 @task(name="gpu-pool", cache_policy=NO_CACHE)
@@ -233,47 +293,44 @@ def _on_gpu_pool(
 ) -> list[StageRun] | State[Any]:
     """Send stages to the pool for GPUs and wait."""
     log = get_run_logger()
-    if sync:
-        sharing.push(folder, log=log)
-    key = f"{flow_run.id}-{flow_run.run_count}-{stages[0]}"
-    found = send(stages, folder=folder, preset=preset, force=force, is_shared=sync, key=key, log=log)
-    if sync:
-        sharing.fetch(folder, log=log)
+    run_id = UUID(str(flow_run.id))
+    try:
+        if sync:
+            sharing.push(folder, log=log)
+        found = send(stages, folder=folder, preset=preset, force=force, is_shared=sync, asking_run=run_id, log=log)
+        if sync:
+            sharing.fetch(folder, log=log)
+    except UserError as error:
+        return Failed(name=_REFUSED, message=str(error))
+    except (sharing.RemoteError, DvcException) as error:
+        return Failed(message=str(error))
     return found
 
 
 @task(name="bring-registry-up-to-date", task_run_name="bring registry up to date", cache_policy=NO_CACHE)
-def _register(folder: Path) -> None:
-    """Register what the run cache gave back: DVC skips a restored stage's command, and with it what it does in MLflow.
-
-    Raises:
-        CommandError: MLflow is away.
-    """
+def _register(folder: Path) -> State[Any]:
+    """Register what the run cache gave back: DVC skips a restored stage's command, also what it does in MLflow."""
     log = get_run_logger()
     found = run(["python", "-m", "tasks.register"], folder=folder, each_line=lambda line: log.info("%s", line))
     if found.code != 0:
-        raise CommandError(f"the registry was not brought up to date: {found.text}", code=found.code)
+        return Failed(message=f"the registry was not brought up to date: {found.text}")
+    return Completed()
 
 
 @task(name="promote", task_run_name="promote", cache_policy=NO_CACHE)
-def _compare(folder: Path, promote: bool) -> dict[str, Any]:
+def _compare(folder: Path, promote: bool) -> dict[str, Any] | State[Any]:
     """Challenger against champion on split gate; promotes if asked and allowed."""
     log = get_run_logger()
     command = ["python", "-m", "tasks.register", "promote", "--yes" if promote else "--propose", "--json"]
-    verdict: dict[str, Any] = run_json(command, folder=folder, log=log)
+    try:
+        verdict: dict[str, Any] = run_json(command, folder=folder, log=log)
+    except CommandError as error:
+        return Failed(message=str(error))
     for line in str(verdict["text"]).splitlines():
         log.info("%s", line)
     log.info("decision: %s", verdict["decision"])
     results.show_verdict(verdict)
     return verdict
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -299,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.mode, options.preset, options.force, options.sync, not options.propose, "single", return_state=True
         )
     print(f"train-arms {options.mode}: {state.name}: {state.message}")
-    return 0 if state.is_completed() else 1
+    return 0 if state.is_completed() else 2 if state.name == _REFUSED else 1
 
 
 def _server_answers() -> bool:
@@ -311,12 +368,11 @@ def _server_answers() -> bool:
     url = PREFECT_API_URL.value()
     if not url:
         return False
-    try:
-        return httpx.get(f"{url}/health", timeout=5).is_success
-    except httpx.HTTPError as error:
-        if "PREFECT_API_URL" in os.environ:
-            print(f"Prefect's server at {url} does not answer ({error}); start it, or unset PREFECT_API_URL.")
-            raise SystemExit(2) from None
+    if api_answers(url):
+        return True
+    if "PREFECT_API_URL" in os.environ:
+        print(f"Prefect's server at {url} does not answer; start it, or unset PREFECT_API_URL.")
+        raise SystemExit(2)
     print(f"Prefect's server at {url} does not answer; running without it (`make up` starts it again)")
     return False
 

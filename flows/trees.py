@@ -2,17 +2,20 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from flows.command import run
 from flows.stage_runs import Logger
+from tasks.common.workspace import WORKSPACES
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 VERDICT = Path(".arms/registry/verdict.json")  # what the last comparison with the champion said
@@ -42,11 +45,28 @@ class TreeIdentity:
     stages: str
 
 
-def tree_of(preset: str | None, *, checkout: Path, log: Logger) -> Path:
-    """The folder that `preset` is run in; a workspace is made, or brought up to date.
+def folder_of(preset: str | None, *, checkout: Path) -> Path:
+    """The folder that `preset` is run in, whether it is there or not.
 
     Args:
         preset: path of a params file, e.g. `presets/real.yaml`; None for the checkout with its params.yaml.
+        checkout: the top folder.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if preset is None:
+        return checkout
+    if not (checkout / preset).is_file():
+        raise UserError(f"there is no {preset} in {checkout}; name a params file such as presets/real.yaml.")
+    return checkout / WORKSPACES / Path(preset).stem
+
+
+def bring_up_to_date(preset: str | None, *, checkout: Path, log: Logger) -> None:
+    """Make the workspace of `preset`, or bring it up to date; whoever calls holds its folder (`alone_in`).
+
+    Args:
+        preset: as for `folder_of`; for None there is nothing to do.
         checkout: the top folder.
         log: takes what is said meanwhile.
 
@@ -54,13 +74,12 @@ def tree_of(preset: str | None, *, checkout: Path, log: Logger) -> Path:
         UserError: there is no such preset, or it cannot be used.
     """
     if preset is None:
-        return checkout
+        return
     made = run(
         ["python", "-m", "tasks.common.workspace", preset], folder=checkout, each_line=lambda line: log.info(line)
     )
     if made.code != 0:
         raise UserError(f"preset {preset} cannot be used: {made.text}")
-    return checkout / made.lines[-1]
 
 
 @contextlib.contextmanager
@@ -91,14 +110,22 @@ def identity(folder: Path) -> TreeIdentity:
     for path in files:
         code.update(os.fsencode(path.relative_to(folder)) + b"\0" + path.read_bytes() + b"\0")
     return TreeIdentity(
-        place=_place(folder),
+        place=place(folder),
         code=code.hexdigest()[:16],
         params=_sha256(folder / "params.yaml"),
         stages=_sha256(folder / "dvc.yaml"),
     )
 
 
-def _place(folder: Path) -> str:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that another process wrote; empty where there is none, or half of one."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def place(folder: Path) -> str:
     """A random name kept in the folder, and the file's number: a copy of the folder has another one."""
     path = folder / ".arms/place"
     if not path.exists():

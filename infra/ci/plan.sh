@@ -21,7 +21,7 @@ python -m flows.retrain "${options[@]}" --dry-run 2>"$errors" || code=$?
 cat "$errors" >&2
 if [ ! -f "$report" ]; then
   printf '### Retraining could not be planned\n\n```\n%s\n```\n' "$(cat "$errors")" >"$report"
-elif [ "$code" = 1 ] && [ -n "${ARMS_BUDGET_USD:-}" ]; then
-  printf '\nBeyond the budget of $%s, add the label `spend` to allow it.\n' "$ARMS_BUDGET_USD" >>"$report"
+elif [ "$code" = 1 ] && grep --quiet 'beyond the budget' "$report"; then
+  printf '\nTo allow it as it stands now, add the label `spend` (a later commit needs it added again).\n' >>"$report"
 fi
 exit "$code"

@@ -85,9 +85,9 @@ class FaultTree(ServicesTree):
         result = self.up()
         assert result.returncode == 0, result.stdout + result.stderr
 
-    def start(self, deployment: str, **parameters: Any) -> str:
-        """Start a deployment of train-arms; gives the run's id."""
-        url = f"{self.api}/deployments/name/train-arms/{deployment}"
+    def start(self, deployment: str, *, flow: str = "train-arms", **parameters: Any) -> str:
+        """Start a deployment; gives the run's id."""
+        url = f"{self.api}/deployments/name/{flow}/{deployment}"
         found = httpx.get(url, timeout=60, trust_env=False).raise_for_status().json()
         body = {"parameters": found["parameters"] | parameters, "state": {"type": "SCHEDULED"}}
         return str(self.ask(f"deployments/{found['id']}/create_flow_run", body)["id"])

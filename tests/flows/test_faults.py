@@ -3,12 +3,17 @@
 One tree in which everything ran is made once; each test takes the tree with services back to that state first.
 """
 
+import re
+import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
+from flows.trees import identity
 from tests.flows.faults import (
     CONCURRENCY,
     LIMIT,
@@ -186,10 +191,61 @@ def test_run_that_waits_for_a_gpu_worker_says_so_and_outlives_the_server(tree: F
     assert not tree.run_state(run_id).is_final
     assert tree.started() == []
 
-    tree.must_up()
-    done = tree.wait_for_end(run_id)
+    said = tree.log_of(run_id)
+    printed = re.search("`(ARMS_ROOT=.* prefect worker start [^`]*)`", said)
+    assert printed is not None, said
+    with running(tree, "sh", "-c", printed[1]):
+        done = tree.wait_for_end(run_id)
     assert done.state == "COMPLETED", f"{done}\n{tree.log_of(run_id)}"
     assert tree.started() == ["train_base"]
+
+
+def test_gate_that_fails_on_the_gpu_pool_is_the_asking_runs_own(tree: FaultTree) -> None:
+    path, yaml = tree.folder / "dvc.yaml", YAML()
+    yaml.width = 4096
+    before = path.read_text()
+    found = yaml.load(before)
+    words = "embed: 1 of 3 gates failed; nothing was published."  # as the stage would say it
+    found["stages"]["embed"]["cmd"] = f"echo '{words}'; exit 1"
+    with path.open("w") as handle:
+        yaml.dump(found, handle)
+    try:
+        run_id = tree.start("base")
+        failed = tree.wait_for_end(run_id)
+    finally:
+        path.write_text(before)
+    assert (failed.state, failed.state_name) == ("FAILED", "GateFailed"), failed
+    assert words in failed.message
+    pages = tree.ask("artifacts/filter", {"artifacts": {"key": {"any_": ["failed-gate"]}}})
+    assert run_id in [page["flow_run_id"] for page in pages]
+    wait_until(lambda: told_by(tree, "arms.gate.failed"), seconds=60)
+    assert told_by(tree, "arms.gate.failed") == [run_id]
+
+
+def told_by(tree: FaultTree, event: str) -> list[str]:
+    """The flow runs that told of an event."""
+    found = tree.ask("events/filter", {"filter": {"event": {"name": [event]}}})["events"]
+    return [one["payload"]["flow_run_id"] for one in found]
+
+
+def test_run_that_was_planned_otherwise_asks_nobody(tree: FaultTree) -> None:
+    tree.forget("collect")
+    other = tree.wait_for_end(tree.start("base", pools="single", planned_for="another"))
+    dear = tree.wait_for_end(tree.start("base", pools="single", budget_usd=0))
+    assert (other.state_name, dear.state_name) == ("Refused", "Refused")
+    assert "is not the one that this run was planned for" in other.message
+    assert "no price of one, two, three, late is known" in dear.message
+    assert tree.server.asked == []
+
+
+def test_gpu_stages_of_a_run_that_is_gone_are_not_begun(tree: FaultTree) -> None:
+    tree.forget("train_base")
+    asked_by = asdict(identity(tree.folder))
+    gone = str(uuid.uuid4())
+    run_id = tree.start("run", flow="gpu-stages", stages=["train_base"], asked_by=asked_by, asking_run=gone)
+    failed = tree.wait_for_end(run_id)
+    assert failed.message == "the run that asked for stage train_base has ended; it was not begun"
+    assert tree.started() == []
 
 
 def test_run_without_a_server_that_is_killed_leaves_nothing_and_the_next_goes_on(

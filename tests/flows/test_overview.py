@@ -1,6 +1,8 @@
 """`make status`: every part is told by itself, and one that is away leaves a line that says so."""
 
+import http.server
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +131,28 @@ def test_status_works_with_everything_down(make_tree: MakeTree) -> None:
     assert found["spent"]["vlms"] == []
     assert found["spent"]["total_usd"] == 0
     assert "queries" in found["stale"]["changed"]
+
+
+class Page(http.server.BaseHTTPRequestHandler):
+    """Some server that is not Prefect's: it has a page for everything."""
+
+    def do_POST(self) -> None:
+        """Answer with a page."""
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html></html>")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_server_that_is_not_prefects_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/api"
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        found = overview.gather(tmp_path)
+        server.shutdown()
+    assert found["unknown"]["workers"] == f"what answers at {url} is no server of Prefect's; see PREFECT_API_URL"
+    assert found["unknown"]["runs"] == found["unknown"]["workers"]

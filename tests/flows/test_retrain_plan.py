@@ -24,9 +24,10 @@ def change(vlm: str, kind: str, *, effect: str | None = None, stages: tuple[str,
     }  # fmt: skip
 
 
-def row(vlm: str, num_to_ask: int, expected_usd: float | None) -> dict[str, Any]:
+def row(vlm: str, num_to_ask: int, expected_usd: float | None, *, num_failed: int = 0) -> dict[str, Any]:
     return {
         "vlm": vlm, "num_questions": 90, "num_known": 90 - num_to_ask, "num_to_ask": num_to_ask, "expected_s": 4.0,
+        "num_failed": num_failed,
         "expected_usd": expected_usd, "worst_usd": None if expected_usd is None else 2 * expected_usd,
     }  # fmt: skip
 
@@ -47,6 +48,22 @@ ADDED = dataclasses.replace(
 def test_same_list_starts_nothing_and_says_so() -> None:
     assert (SAME.mode, SAME.stages, SAME.to_ask, SAME.refusals) == (None, (), (), ())
     assert "nothing: the list of VLMs is the one at main" in as_text(SAME)
+
+
+def test_what_ended_in_an_error_is_asked_again_within_the_budget_and_no_reason_to_refuse() -> None:
+    failed = dataclasses.replace(ADDED, forecast={"vlms": [row("a", 3, 0.5, num_failed=3), row("late", 90, 0.25)]})
+    assert not failed.refusals
+    assert "a: 3 questions, $0.5000 expected, $1.0000 at most, about 4 s, 87 of 90 are known, 3 ended in an error" in (
+        as_text(failed)
+    )
+    (text,) = dataclasses.replace(failed, budget_usd=0.5).refusals
+    assert "asking should cost $0.7500" in text
+    (text,) = dataclasses.replace(failed, forecast={"vlms": [row("a", 3, 0.5, num_failed=2)]}).refusals
+    assert "neither new nor changed: a (1 questions)" in text
+
+
+def test_what_is_stale_for_other_reasons_is_named_where_nothing_is_to_be_learned() -> None:
+    assert "stale since before: report (train-arms/full)" in as_text(dataclasses.replace(SAME, stale=("report",)))
 
 
 def test_added_vlm_starts_incremental_with_its_stages_calls_and_dollars() -> None:

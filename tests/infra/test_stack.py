@@ -229,20 +229,15 @@ def test_worker_is_well_by_its_own_health_check(registered: Stack) -> None:
 
 
 GATE = """if True:
-    import pathlib, sys
-    from prefect import flow, task
+    import sys
+    from prefect import flow
     from prefect.client.orchestration import get_client
     from prefect.flow_engine import run_flow
-    from flows.results import show_failed_gate
-    from flows.stage_runs import StageError
-
-    @task
-    def stage():
-        show_failed_gate(StageError("collect", "2 rows", code=1), pathlib.Path("."), flow_run_id=sys.argv[1])
+    from flows.results import tell_gate_failed
 
     @flow
     def run(mode, force):
-        stage()
+        tell_gate_failed("stage collect: 2 rows", flow_run_id=sys.argv[1])
 
     with get_client(sync_client=True) as client:
         run_flow(run, flow_run=client.read_flow_run(sys.argv[1]))

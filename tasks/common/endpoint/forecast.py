@@ -37,6 +37,7 @@ class Forecast:
         num_questions: all that it is asked.
         num_known: those with an answer.
         num_to_ask: those that would be asked; not what another block asks the same model.
+        num_failed: of those to ask, those that were asked before and ended in an error.
         is_at_most: whether the numbers of questions are upper bounds.
         expected_usd: of those to ask; None where no price is known, or answers may have any length and none came yet.
         worst_usd: likewise, every answer as long as max_tokens allows, each asked once; None without that limit, too.
@@ -50,6 +51,7 @@ class Forecast:
     num_questions: int
     num_known: int
     num_to_ask: int
+    num_failed: int
     is_at_most: bool
     expected_usd: float | None
     worst_usd: float | None
@@ -100,6 +102,7 @@ def forecast(standing: Standing, to_ask: Sequence[Request], store: AnswerStore, 
         num_questions=len(standing.requests),
         num_known=len(standing.requests) - len(standing.pending),
         num_to_ask=len(to_ask),
+        num_failed=len(store.attempts({request.key for request in to_ask})),
         is_at_most=is_at_most,
         expected_usd=expected if vlm.is_priced and (is_bounded or completion_tokens is not None) else None,
         worst_usd=sum(worst_case_usd(vlm, request) for request in to_ask) if vlm.is_priced and is_bounded else None,
@@ -156,8 +159,8 @@ def as_document(forecasts: Sequence[Forecast], *, budget_usd: float | None) -> d
         budget_usd: what the answers of all VLMs may cost together; None for no limit.
     """
     names = (
-        "vlm", "num_questions", "num_known", "num_to_ask", "is_at_most", "expected_usd", "worst_usd", "spent_usd",
-        "expected_s", "warning",
+        "vlm", "num_questions", "num_known", "num_to_ask", "num_failed", "is_at_most", "expected_usd", "worst_usd",
+        "spent_usd", "expected_s", "warning",
     )  # fmt: skip
     asked = [each for each in forecasts if each.num_to_ask]
     total = {
