@@ -27,6 +27,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Completed, Failed
 
 from flows import processes, sharing
+from flows.dead_runs import note_process
 from flows.results import FAILED_GATE, show_gate_page
 from flows.servers import GPU_POOL
 from flows.stage_runs import LockBusyError, Logger, StageRun, graph_of
@@ -61,6 +62,7 @@ def gpu_stages(
         asking_run: id of the run that asks; where it has ended, nothing more is run for it.
     """
     log = get_run_logger()
+    note_process()
     try:
         folder = folder_of(preset, checkout=CHECKOUT)
         is_elsewhere = not folder.exists() or place(folder) != asked_by["place"]

@@ -8,6 +8,7 @@ that the system has given to a stranger is told by its start time and the missin
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,8 +20,9 @@ import psutil
 from flows.command import is_alive
 
 FOLDER = Path(".arms/services")
+_PREFIX = "process"
 MARK, NAME = "ARMS_SERVICES", "ARMS_SERVICE"  # in the environment: whose checkout, which service
-CLOCK_S = 60.0  # how far two readings of a start time may differ after the clock was set
+_CLOCK_S = 60.0  # how far two readings of a start time may differ after the clock was set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ def is_running(service: Service, *, root: Path) -> bool:
     """Whether that very process is alive."""
     try:
         process = psutil.Process(service.pid)
-        is_it = abs(process.create_time() - service.started_at) < CLOCK_S and is_alive(process)
+        is_it = abs(process.create_time() - service.started_at) < _CLOCK_S and is_alive(process)
         return is_it and bool(process.environ().get(MARK) == str(root))
     except psutil.Error:
         return False
@@ -165,6 +167,24 @@ def _send(processes: Iterable[psutil.Process], what: str) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             getattr(process, what)()
             process.resume()  # one that was halted takes the signal only then
+
+
+def process_tag() -> str:
+    """Names this process on this machine; its start is part of it, because the system gives numbers again."""
+    process = psutil.Process()
+    return ":".join([_PREFIX, socket.gethostname(), str(process.pid), str(int(process.create_time()))])
+
+
+def is_tag_of_the_dead(tag: str) -> bool:
+    """Whether it is `process_tag` of a process of this machine that is gone."""
+    prefix, *words = tag.split(":")
+    if prefix != _PREFIX or len(words) != 3 or words[0] != socket.gethostname():
+        return False
+    try:
+        process = psutil.Process(int(words[1]))
+        return abs(process.create_time() - int(words[2])) > _CLOCK_S or not is_alive(process)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def log_path(root: Path, name: str) -> Path:

@@ -49,6 +49,8 @@ def up(plan: Plan) -> None:
         try:
             _start_servers(plan, begun)
             registration.register(plan)
+            if num_dead := under_way.report_dead(api_url=plan.api_url):
+                say(f"  {num_dead} flow runs were said to be running; their processes are gone, they count as crashed")
             for name in plan.workers:
                 _start(plan, name, begun)
             _wait(plan, begun, {_title(name): _is_online(plan, name) for name in plan.workers})

@@ -30,9 +30,10 @@ from prefect.states import Completed, Failed
 
 from flows import results, sharing
 from flows.command import CommandError, run, run_json
-from flows.dead_runs import VARIABLE, crash_dead_runs, end_leftovers, process_tag
+from flows.dead_runs import VARIABLE, crash_dead_runs, end_leftovers, note_process
 from flows.gpu_stages import send
 from flows.graph import Graph, Stage
+from flows.processes import process_tag
 from flows.retrain_plan import forecast, refused_by
 from flows.servers import GPU_POOL, api_answers
 from flows.shared_answers import restore_answers
@@ -71,6 +72,7 @@ def train_arms(
         budget_usd: fail before asking if asking should cost more, in dollars.
     """
     log = get_run_logger()
+    note_process()
     try:
         folder = folder_of(preset, checkout=CHECKOUT)
         with alone_in(folder, log=log):

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 
 from flows.command import run
 from flows.stage_runs import Logger
-from tasks.common.workspace import WORKSPACES
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 VERDICT = Path(".arms/registry/verdict.json")  # what the last comparison with the champion said
@@ -57,9 +56,7 @@ def folder_of(preset: str | None, *, checkout: Path) -> Path:
     """
     if preset is None:
         return checkout
-    if not (checkout / preset).is_file():
-        raise UserError(f"there is no {preset} in {checkout}; name a params file such as presets/real.yaml.")
-    return checkout / WORKSPACES / Path(preset).stem
+    return checkout / _workspace(preset, "--where", checkout=checkout)
 
 
 def bring_up_to_date(preset: str | None, *, checkout: Path, log: Logger) -> None:
@@ -73,13 +70,17 @@ def bring_up_to_date(preset: str | None, *, checkout: Path, log: Logger) -> None
     Raises:
         UserError: there is no such preset, or it cannot be used.
     """
-    if preset is None:
-        return
-    made = run(
-        ["python", "-m", "tasks.common.workspace", preset], folder=checkout, each_line=lambda line: log.info(line)
-    )
-    if made.code != 0:
-        raise UserError(f"preset {preset} cannot be used: {made.text}")
+    if preset is not None:
+        _workspace(preset, checkout=checkout, each_line=log.info)
+
+
+def _workspace(preset: str, *options: str, checkout: Path, each_line: Callable[[str], None] = lambda line: None) -> str:
+    """The folder that the command prints last, in the checkout."""
+    command = ["python", "-m", "tasks.common.workspace", preset, *options]
+    found = run(command, folder=checkout, each_line=each_line)
+    if found.code != 0:
+        raise UserError(f"preset {preset} cannot be used: {found.text}")
+    return found.lines[-1]
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ slot of its deployment. So the worker is halted, its runs get SIGTERM, and what 
 import contextlib
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import httpx
@@ -68,14 +68,36 @@ def end_runs(
     return len(runs)
 
 
-def report_ended(runs: Mapping[str, object] | Collection[str], *, api_url: str) -> None:
+def report_dead(*, api_url: str) -> int:
+    """Say of runs whose process on this machine is gone that they crashed; the server would wait for heartbeats first.
+
+    Args:
+        api_url: of Prefect's server; nothing is said where it is away.
+
+    Returns:
+        How many there were.
+    """
+    query = {"flow_runs": {"state": {"type": {"any_": list(_OPEN)}}}}
+    with contextlib.suppress(httpx.HTTPError):
+        answer = httpx.post(f"{api_url}/flow_runs/filter", json=query, timeout=10.0, trust_env=False)
+        found = answer.raise_for_status().json()
+        dead = [run["id"] for run in found if any(map(processes.is_tag_of_the_dead, run["tags"]))]
+        report_ended(dead, api_url=api_url, why="its process is gone")
+        return len(dead)
+    return 0
+
+
+def report_ended(
+    runs: Collection[str], *, api_url: str, why: str = "its process was ended by make down or make up"
+) -> None:
     """Say of runs whose processes are gone that they crashed, unless the server knows how they ended.
 
     Args:
         runs: their ids.
         api_url: of Prefect's server; nothing is said where it is away.
+        why: the message of their state.
     """
-    state = {"type": "CRASHED", "name": "Crashed", "message": "its process was ended by make down or make up"}
+    state = {"type": "CRASHED", "name": "Crashed", "message": why}
     with contextlib.suppress(httpx.HTTPError), httpx.Client(timeout=10.0, trust_env=False) as client:
         for run_id in runs:
             answer = client.get(f"{api_url}/flow_runs/{run_id}")

@@ -117,11 +117,15 @@ def _with_sources(dvc: Any, sources: dict[str, list[str]]) -> Any:
     return dvc
 
 
+def _refuse_missing(preset: Path) -> None:
+    if not preset.is_file():
+        raise ConfigError(f"there is no {preset}; name a params file such as presets/real.yaml.")
+
+
 def _read_yaml(path: Path) -> Any:
+    _refuse_missing(path)
     try:
         return YAML().load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no {path}; name a params file such as presets/real.yaml.") from None
     except YAMLError as error:
         raise ConfigError(f"{path} is no valid YAML: {error}") from None
 
@@ -150,11 +154,15 @@ def main() -> int:
     """Make the workspace that the command line names and print its folder; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tasks.common.workspace", description="Make or update a workspace.")
     parser.add_argument("preset", type=Path, help="a whole params file, e.g. presets/real.yaml")
-    preset = parser.parse_args().preset
-    folder = WORKSPACES / preset.stem
+    parser.add_argument("--where", action="store_true", help="only print its folder; nothing is made")
+    options = parser.parse_args()
+    preset, folder = options.preset, WORKSPACES / options.preset.stem
 
     def body() -> None:
-        make_workspace(preset, checkout=Path.cwd(), folder=folder)
+        if options.where:
+            _refuse_missing(preset)
+        else:
+            make_workspace(preset, checkout=Path.cwd(), folder=folder)
         print(os.fspath(folder))
 
     return run_command("workspace", body)

@@ -153,9 +153,16 @@ def test_command_prints_the_folder_and_nothing_else(checkout: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "workspaces/toy\n")
-    result = subprocess.run([*command[:-1], "gone.yaml"], cwd=checkout, env=environment, capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert "there is no gone.yaml" in result.stderr
+    made = (checkout / "workspaces/toy/params.yaml").stat()
+    (checkout / "presets/toy.yaml").write_text("queries: {source: other}\n")
+    result = subprocess.run([*command, "--where"], cwd=checkout, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "workspaces/toy\n")
+    assert (checkout / "workspaces/toy/params.yaml").stat() == made
+    for options in ([], ["--where"]):
+        strange = [*command[:-1], "gone.yaml", *options]
+        result = subprocess.run(strange, cwd=checkout, env=environment, capture_output=True, text=True)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "there is no gone.yaml" in result.stderr
 
 
 def test_tables_of_a_preset_become_deps_and_their_paths_absolute(checkout: Path, tmp_path: Path) -> None:
