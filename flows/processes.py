@@ -172,13 +172,20 @@ def _send(processes: Iterable[psutil.Process], what: str) -> None:
 def process_tag() -> str:
     """Names this process on this machine; its start is part of it, because the system gives numbers again."""
     process = psutil.Process()
-    return ":".join([_PREFIX, socket.gethostname(), str(process.pid), str(int(process.create_time()))])
+    return ":".join([_PREFIX, _machine(), str(process.pid), str(int(process.create_time()))])
+
+
+def _machine() -> str:
+    """This machine, or this container: one may have the machine's name, but numbers its processes anew."""
+    namespace = Path("/proc/self/ns/pid")
+    number = f"-{namespace.stat().st_ino}" if namespace.exists() else ""
+    return f"{socket.gethostname()}{number}"
 
 
 def is_tag_of_the_dead(tag: str) -> bool:
     """Whether it is `process_tag` of a process of this machine that is gone."""
     prefix, *words = tag.split(":")
-    if prefix != _PREFIX or len(words) != 3 or words[0] != socket.gethostname():
+    if prefix != _PREFIX or len(words) != 3 or words[0] != _machine():
         return False
     try:
         process = psutil.Process(int(words[1]))

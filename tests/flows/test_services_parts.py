@@ -240,3 +240,17 @@ def test_pull_step_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("ARMS_ROOT", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"no dvc\.yaml, no params\.yaml"):
         enter_checkout()
+
+
+def test_tag_of_a_process_is_told_from_one_of_a_stranger_with_its_number() -> None:
+    mine = processes.process_tag()
+    *place, pid, started = mine.split(":")
+    assert not processes.is_tag_of_the_dead(mine)
+    assert not processes.is_tag_of_the_dead(":".join([*place, pid, str(int(started) + 5)]))  # the clock was set
+    assert processes.is_tag_of_the_dead(":".join([*place, pid, str(int(started) - 3600)]))  # the number was given again
+    assert not processes.is_tag_of_the_dead(":".join(["process", "elsewhere", pid, "0"]))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert processes.is_tag_of_the_dead(":".join([*place, str(ended.pid), started]))
+    for strange in ("", "nightly", "process:only"):
+        assert not processes.is_tag_of_the_dead(strange)
