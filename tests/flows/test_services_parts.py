@@ -119,6 +119,7 @@ def test_addresses_are_written_and_taken_back(root: Path) -> None:
         "prefect": {"url": "http://127.0.0.1:4200"},
         "mlflow": {"url": "http://127.0.0.1:5000"},
         "registered": "d",
+        "services": ["prefect-server", "mlflow-server", "worker-cpu", "worker-gpu-0"],
     }
     addresses.remove(root)
     assert not (root / "prefect.toml").exists()
