@@ -234,7 +234,7 @@ def test_run_that_was_planned_otherwise_asks_nobody(tree: FaultTree) -> None:
     dear = tree.wait_for_end(tree.start("base", pools="single", budget_usd=0))
     assert (other.state_name, dear.state_name) == ("Refused", "Refused")
     assert "is not the one that this run was planned for" in other.message
-    assert "no price of one, two, three, late is known" in dear.message
+    assert "no price of late, one, three, two is known" in dear.message
     assert tree.server.asked == []
 
 
