@@ -68,7 +68,8 @@ def gpu_stages(
         is_elsewhere = not folder.exists() or place(folder) != asked_by["place"]
         with contextlib.ExitStack() as held:
             if is_elsewhere:  # in its own folder the asking run holds it, and has brought it up to date
-                held.enter_context(alone_in(folder, log=log))
+                # not waited for: a run of this folder's own may be waiting for the place that we have on the pool
+                held.enter_context(alone_in(folder, log=log, is_waiting=False))
                 bring_up_to_date(preset, checkout=CHECKOUT, log=log)
                 take_over(stages, folder, asked_by=TreeIdentity(**asked_by), lock=lock, log=log)
             state, runs = _run_all(stages, folder, force=force or [], is_elsewhere=is_elsewhere, asking_run=asking_run)

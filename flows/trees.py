@@ -84,8 +84,17 @@ def _workspace(preset: str, *options: str, checkout: Path, each_line: Callable[[
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, *, log: Logger) -> Iterator[None]:
-    """Hold the tree while a run works in it; the system frees it when its holder dies, however it dies."""
+def alone_in(folder: Path, *, log: Logger, is_waiting: bool = True) -> Iterator[None]:
+    """Hold the tree while a run works in it; the system frees it when its holder dies, however it dies.
+
+    Args:
+        folder: the tree.
+        log: hears of the waiting.
+        is_waiting: whether to wait for another run's end.
+
+    Raises:
+        UserError: another run works there, and it is not waited for.
+    """
     path = folder / ".arms/locks/train-arms"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, said_at = FileLock(path), -_SAY_S
@@ -94,6 +103,8 @@ def alone_in(folder: Path, *, log: Logger) -> Iterator[None]:
             lock.acquire(timeout=0)
             break
         except Timeout:
+            if not is_waiting:
+                raise UserError(f"another run works in {folder}; start this one again when it is done.") from None
             if time.monotonic() - said_at >= _SAY_S:
                 said_at = time.monotonic()
                 log.info("another run works in %s; waiting until it is done", folder)

@@ -10,7 +10,7 @@ import pytest
 from flows import sharing
 from flows.gpu_stages import take_over
 from flows.stage_runs import repro
-from flows.trees import UserError, identity
+from flows.trees import UserError, alone_in, identity
 from tests.flows.mini import dvc, write_mini_tree
 
 LOG = logging.getLogger(__name__)
@@ -116,3 +116,11 @@ def test_copy_of_a_folder_is_another_place(asking: Path, box: Path) -> None:
     assert identity(box).place != here.place
     assert dataclasses.replace(identity(box), place=here.place) == here
     assert identity(asking) == here
+
+
+def test_folder_in_use_is_refused_and_not_waited_for(box: Path) -> None:
+    refused = pytest.raises(UserError, match=r"another run works in .*box; start this one again when it is done")
+    with alone_in(box, log=LOG), refused, alone_in(box, log=LOG, is_waiting=False):
+        pass
+    with alone_in(box, log=LOG, is_waiting=False):
+        assert (box / ".arms/locks/train-arms").exists()
