@@ -25,7 +25,7 @@ from prefect import flow, get_run_logger, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED, temporary_settings
 from prefect.states import Completed, Failed
 
 from flows import results, sharing
@@ -350,7 +350,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ[VARIABLE] = process_tag()
     if num_left := end_leftovers():
         print(f"ended {num_left} processes that a run left behind when it was killed")
-    settings = {} if _server_answers() else {PREFECT_API_URL: None}
+    # a temporary server leaves automations to the next `make up`: it would be stopped in the midst of one
+    alone = {PREFECT_API_URL: None, PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED: False}
+    settings = {} if _server_answers() else alone
     with temporary_settings(settings), tags(process_tag()):
         for name in crash_dead_runs():
             print(f"run '{name}' was said to be running; its process is gone, it is marked as crashed")
