@@ -59,7 +59,7 @@ def _runs(found: list[dict[str, Any]]) -> Iterator[Text]:
     if not found:
         yield Text("none yet; `prefect deployment run train-arms/incremental --watch` starts one")
     for run in found:
-        line = Text(f"{run['flow'] + '/' + run['name']:<28}").append(
+        line = Text(f"{run['flow'] + '/' + run['name']:<28} ").append(
             f"{run['state']:<12}", style=_COLOURS.get(run["state"], "")
         )
         line.append(f"{_local(run['since'])}  {_duration(run['seconds'])}")
