@@ -157,15 +157,14 @@ def flow_runs(api_url: str | None) -> list[dict[str, Any]]:
     api_url = _needed(api_url)
     now = datetime.now(UTC).isoformat()
     waiting = {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": {"before_": now}}
-    with httpx.Client(base_url=api_url, timeout=10.0, trust_env=False) as client:
-        found = [
-            *_runs(client, {"state": {"type": {"any_": _UNDER_WAY}}}, sort="EXPECTED_START_TIME_DESC", limit=10),
-            *_runs(client, waiting, sort="EXPECTED_START_TIME_DESC", limit=10),
-            *_runs(client, {"state": {"type": {"any_": _ENDED}}}, sort="END_TIME_DESC", limit=_NUM_ENDED),
-        ]
-        ids = sorted({run["flow_id"] for run in found})
-        answer = client.post("/flows/filter", json={"flows": {"id": {"any_": ids}}}).raise_for_status()
-    flows = {flow["id"]: flow["name"] for flow in answer.json()}
+    found = [
+        *_runs(api_url, {"state": {"type": {"any_": _UNDER_WAY}}}, sort="EXPECTED_START_TIME_DESC", limit=10),
+        *_runs(api_url, waiting, sort="EXPECTED_START_TIME_DESC", limit=10),
+        *_runs(api_url, {"state": {"type": {"any_": _ENDED}}}, sort="END_TIME_DESC", limit=_NUM_ENDED),
+    ]
+    ids = sorted({run["flow_id"] for run in found})
+    named = servers.ask(api_url, "POST", "flows/filter", {"flows": {"id": {"any_": ids}}})
+    flows = {flow["id"]: flow["name"] for flow in named}
     return [
         {
             "flow": flows.get(run["flow_id"], "?"),
@@ -179,9 +178,9 @@ def flow_runs(api_url: str | None) -> list[dict[str, Any]]:
     ]
 
 
-def _runs(client: httpx.Client, wanted: dict[str, Any], *, sort: str, limit: int) -> list[dict[str, Any]]:
+def _runs(api_url: str, wanted: dict[str, Any], *, sort: str, limit: int) -> list[dict[str, Any]]:
     query = {"flow_runs": wanted, "sort": sort, "limit": limit}
-    found: list[dict[str, Any]] = client.post("/flow_runs/filter", json=query).raise_for_status().json()
+    found: list[dict[str, Any]] = servers.ask(api_url, "POST", "flow_runs/filter", query)
     return found
 
 

@@ -9,10 +9,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -23,6 +25,7 @@ DEFAULT_PORTS = {PREFECT: 4200, MLFLOW: 5000}
 STORE = Path(".arms/mlflow")
 _HEALTH = {PREFECT: "/api/health", MLFLOW: "/health"}
 _KEPT = "PREFECT_LOGGING_"
+_BUSY_S = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +157,35 @@ def api_answers(api_url: str) -> bool:
     return False
 
 
+def ask(api_url: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """Ask Prefect's server on this machine; one whose database is busy answers 503 and is asked again for a while.
+
+    Args:
+        api_url: of the server.
+        method: of HTTP.
+        path: below it.
+        body: sent as JSON.
+
+    Raises:
+        httpx.HTTPError: the server is away, or refuses.
+        json.JSONDecodeError: it is no server of Prefect's.
+    """
+    until = time.monotonic() + _BUSY_S
+    while True:
+        answer = httpx.request(method, f"{api_url}/{path}", json=body, timeout=30.0, trust_env=False)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > until:
+            return answer.raise_for_status().json()
+        time.sleep(0.5)
+
+
 def workers_online(api_url: str, pool: str) -> dict[str, float]:
     """The workers of a pool that report, by name, with when each last did so, in seconds since 1970.
 
     Raises:
         httpx.HTTPError: the server is away.
     """
-    url = f"{api_url}/work_pools/{pool}/workers/filter"
-    answer = httpx.post(url, json={}, timeout=10.0, trust_env=False).raise_for_status().json()
-    online = [worker for worker in answer if worker["status"] == "ONLINE"]
+    found = ask(api_url, "POST", f"work_pools/{pool}/workers/filter", {})
+    online = [worker for worker in found if worker["status"] == "ONLINE"]
     return {worker["name"]: datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() for worker in online}
 
 

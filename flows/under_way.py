@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from flows import processes
+from flows import processes, servers
 
 _ID = "PREFECT__FLOW_RUN_ID"  # Prefect puts it into a run's own environment
 _UNWIND_S = 75.0  # a stage that is stopped finishes the answers under way
@@ -79,8 +79,7 @@ def report_dead(*, api_url: str) -> int:
     """
     query = {"flow_runs": {"state": {"type": {"any_": list(_OPEN)}}}}
     with contextlib.suppress(httpx.HTTPError):
-        answer = httpx.post(f"{api_url}/flow_runs/filter", json=query, timeout=10.0, trust_env=False)
-        found = answer.raise_for_status().json()
+        found = servers.ask(api_url, "POST", "flow_runs/filter", query)
         dead = [run["id"] for run in found if any(map(processes.is_tag_of_the_dead, run["tags"]))]
         report_ended(dead, api_url=api_url, why="its process is gone")
         return len(dead)
@@ -98,11 +97,10 @@ def report_ended(
         why: the message of their state.
     """
     state = {"type": "CRASHED", "name": "Crashed", "message": why}
-    with contextlib.suppress(httpx.HTTPError), httpx.Client(timeout=10.0, trust_env=False) as client:
-        for run_id in runs:
-            answer = client.get(f"{api_url}/flow_runs/{run_id}")
-            if answer.is_success and answer.json()["state_type"] in _OPEN:
-                client.post(f"{api_url}/flow_runs/{run_id}/set_state", json={"state": state, "force": True})
+    for run_id in runs:
+        with contextlib.suppress(httpx.HTTPError):  # also a run that was deleted
+            if servers.ask(api_url, "GET", f"flow_runs/{run_id}")["state_type"] in _OPEN:
+                servers.ask(api_url, "POST", f"flow_runs/{run_id}/set_state", {"state": state, "force": True})
 
 
 def _signal(found: Sequence[psutil.Process], number: int) -> None:

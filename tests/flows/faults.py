@@ -7,17 +7,17 @@ import os
 import shutil
 import signal
 import subprocess
+import uuid
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 from ruamel.yaml import YAML
 
-from flows import processes
+from flows import processes, servers
 from tests.conftest import Tree, quick_params, write_recorded, write_tree
 from tests.flows.conftest import ServicesTree
 from tests.servers import wait_until as wait
@@ -67,7 +67,7 @@ class FaultTree(ServicesTree):
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """POST to Prefect's server."""
-        return httpx.post(f"{self.api}/{path}", json=body or {}, timeout=60, trust_env=False).raise_for_status().json()
+        return servers.ask(self.api, "POST", path, body or {})
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the tree, with more patience than other trees have."""
@@ -87,14 +87,17 @@ class FaultTree(ServicesTree):
 
     def start(self, deployment: str, *, flow: str = "train-arms", **parameters: Any) -> str:
         """Start a deployment; gives the run's id."""
-        url = f"{self.api}/deployments/name/{flow}/{deployment}"
-        found = httpx.get(url, timeout=60, trust_env=False).raise_for_status().json()
-        body = {"parameters": found["parameters"] | parameters, "state": {"type": "SCHEDULED"}}
+        found = servers.ask(self.api, "GET", f"deployments/name/{flow}/{deployment}")
+        body = {
+            "parameters": found["parameters"] | parameters,
+            "state": {"type": "SCHEDULED"},
+            "idempotency_key": str(uuid.uuid4()),
+        }
         return str(self.ask(f"deployments/{found['id']}/create_flow_run", body)["id"])
 
     def run_state(self, run_id: str) -> Run:
         """A run as it stands."""
-        found = httpx.get(f"{self.api}/flow_runs/{run_id}", timeout=60, trust_env=False).raise_for_status().json()
+        found = servers.ask(self.api, "GET", f"flow_runs/{run_id}")
         state = found["state"] or {}
         return Run(found["name"], found["state_type"], found["state_name"], state.get("message") or "")
 

@@ -132,13 +132,7 @@ class Hub:
         return all(task["state"] and task["state"]["type"] in _ENDS for task in found)
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        url = f"{self.plan(self.root).api_url}/{path}"
-        until = time.monotonic() + 60
-        while True:
-            answer = httpx.request(method, url, json=body, timeout=60, trust_env=False)
-            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > until:
-                return answer.raise_for_status().json()
-            time.sleep(1)  # its database is busy
+        return servers.ask(self.plan(self.root).api_url, method, path, body)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from flows import processes
+from flows import processes, servers
 from flows.overview import flow_runs
 from flows.under_way import report_ended
 from tests.flows.conftest import ServicesTree, write_services_tree
@@ -29,8 +29,7 @@ def _is_open(port: int) -> bool:
 
 
 def _ask(tree: ServicesTree, path: str, **body: object) -> Any:
-    answer = httpx.post(f"http://127.0.0.1:{tree.prefect_port}/api/{path}", json=body, trust_env=False, timeout=60)
-    return answer.raise_for_status().json()
+    return servers.ask(f"http://127.0.0.1:{tree.prefect_port}/api", "POST", path, body)
 
 
 def _add_run(tree: ServicesTree, name: str, state: str) -> str:
