@@ -23,8 +23,11 @@ def write(plan: Plan, *, registered: str) -> bool:
     Returns:
         Whether Prefect's commands typed in the folder find the server: not so where it has a prefect.toml of its own.
     """
-    found: dict[str, Any] = {"prefect": {"url": plan.url(PREFECT)}, "registered": registered}
-    found["services"] = [*plan.servers, *plan.workers]
+    found: dict[str, Any] = {
+        "prefect": {"url": plan.url(PREFECT)},
+        "registered": registered,
+        "services": [*plan.servers, *plan.workers],
+    }
     if MLFLOW in plan.servers:
         found["mlflow"] = {"url": plan.url(MLFLOW)}
     processes.write_whole(plan.root / ADDRESSES, json.dumps(found, indent=1) + "\n")

@@ -23,9 +23,11 @@ _OPEN = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 def note_process() -> None:
     """Have the run under way say which process it is."""
-    tags = {*flow_run.tags, processes.process_tag()}
+    tag = processes.process_tag()
+    if tag in flow_run.tags:  # it was started with it
+        return
     with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.id, tags=sorted(tags))
+        client.update_flow_run(flow_run.id, tags=sorted([*flow_run.tags, tag]))
 
 
 def crash_dead_runs() -> list[str]:

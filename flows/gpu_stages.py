@@ -90,10 +90,10 @@ def _run_all(
     for name in stages:
         if asking_run is not None and _has_ended(UUID(asking_run)):
             return Failed(message=f"the run that asked for stage {name} has ended; it was not begun"), runs
-        state = run_stage_task(graph.stages[name], folder, force=name in force, pull=is_elsewhere)
-        if not isinstance(state, StageRun):
-            return Failed(name=state.name, message=state.message), runs
-        runs.append(state)
+        one = run_stage_task(graph.stages[name], folder, force=name in force, pull=is_elsewhere)
+        if not isinstance(one, StageRun):
+            return one, runs
+        runs.append(one)
     return Completed(message=", ".join(f"{run.stage} {run.outcome}" for run in runs)), runs
 
 

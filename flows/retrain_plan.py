@@ -93,8 +93,7 @@ class Plan:
     @property
     def to_ask(self) -> tuple[dict[str, Any], ...]:
         """The forecast of each VLM that would be asked."""
-        rows = self.forecast["vlms"] if self.forecast and self.mode else ()
-        return tuple(row for row in rows if row["num_to_ask"])
+        return to_ask_of(self.forecast) if self.forecast and self.mode else ()
 
     @property
     def expected_usd(self) -> float:
@@ -146,6 +145,11 @@ def refused_by(budget_usd: float | None, to_ask: Sequence[Mapping[str, Any]]) ->
         f"asking should cost ${expected_usd:.4f}, which is beyond the budget of ${budget_usd:.4f}. Give the new VLM a "
         "smaller `sample`, or allow more."
     )
+
+
+def to_ask_of(forecast: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The rows of a forecast that are about VLMs that would be asked."""
+    return tuple(row for row in forecast["vlms"] if row["num_to_ask"])
 
 
 def forecast(folder: Path) -> dict[str, Any]:

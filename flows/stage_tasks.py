@@ -45,7 +45,12 @@ def run_stage_task(stage: Stage, folder: Path, *, force: bool = False, pull: boo
         retry_condition_fn=_can_be_tried_again,
     )
     state = one(stage, folder=folder, force=force, pull=pull, return_state=True)
-    return state if not state.is_completed() else state.result()
+    return failed(state) or state.result()
+
+
+def failed(state: State[Any]) -> State[Any] | None:
+    """A state of the flow's own where a task's is bad: Prefect would say of the task's that 1 of 1 states failed."""
+    return None if state.is_completed() else Failed(name=state.name, message=state.message)
 
 
 def show_cached(stage: Stage) -> StageRun:

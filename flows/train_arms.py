@@ -34,11 +34,11 @@ from flows.dead_runs import VARIABLE, crash_dead_runs, end_leftovers, note_proce
 from flows.gpu_stages import send
 from flows.graph import Graph, Stage
 from flows.processes import process_tag
-from flows.retrain_plan import forecast, refused_by
+from flows.retrain_plan import forecast, refused_by, to_ask_of
 from flows.servers import GPU_POOL, api_answers
 from flows.shared_answers import restore_answers
 from flows.stage_runs import LockBusyError, Logger, StageRun, graph_of
-from flows.stage_tasks import GATE_FAILED, run_stage_task, show_cached
+from flows.stage_tasks import GATE_FAILED, failed, run_stage_task, show_cached
 from flows.trees import CHECKOUT, VERDICT, UserError, alone_in, bring_up_to_date, folder_of, identity, read_json
 
 Mode = Literal["base", "incremental", "full"]
@@ -118,26 +118,29 @@ class _Run:
         """Everything, from fetching to the last artifact; the state that the run ends in."""
         if self._sync:
             sharing.refuse_without_remote(self._folder)
-            if failed := _failed(_transfer_of("fetch", self._folder)):
-                return failed
+            if bad := failed(_transfer_of("fetch", self._folder)):
+                return bad
         graph = graph_of(self._folder, log=self._log)
         wanted = self._wanted(graph)
         may_run = graph.may_run(force=self._force) & wanted
         self._say_plan(graph, may_run)
         before = results.read_metrics(self._folder, graph.metrics)
-        failed, verdict = self._run_stages(graph, wanted, may_run, is_split=is_split), None
-        if failed is None and self._mode != "base":
+        bad, verdict = self._run_stages(graph, wanted, may_run, is_split=is_split), None
+        if bad is None and self._mode != "base":
             compared = self._promote(promote=promote)
-            failed, verdict = (None, compared) if not isinstance(compared, State) else (compared, None)
+            if isinstance(compared, State):
+                bad = compared
+            else:
+                verdict = compared
         # also where a stage has failed, or nothing was to be done: an earlier run may have shared nothing
-        not_shared = _failed(_transfer_of("push", self._folder)) if self._sync else None
+        not_shared = failed(_transfer_of("push", self._folder)) if self._sync else None
         if may_run:
             results.show_stages(self._done, graph.changes)
             results.show_metrics(before, results.read_metrics(self._folder, graph.metrics))
             results.show_links(self._folder, verdict)
-        if failed is not None and failed.name == GATE_FAILED:
-            results.tell_gate_failed(str(failed.message), flow_run_id=str(flow_run.id))
-        return failed or not_shared or Completed(message=self._summary(verdict))
+        if bad is not None and bad.name == GATE_FAILED:
+            results.tell_gate_failed(str(bad.message), flow_run_id=str(flow_run.id))
+        return bad or not_shared or Completed(message=self._summary(verdict))
 
     def _wanted(self, graph: Graph) -> frozenset[str]:
         """The stages that the mode is about.
@@ -186,7 +189,7 @@ class _Run:
                     return Failed(name=_REFUSED, message=dear)
                 one = run_stage_task(stage, self._folder, force=stage.name in self._force, pull=self._sync)
                 if not isinstance(one, StageRun):
-                    return Failed(name=one.name, message=one.message)
+                    return one
                 self._done.append(one)
             if stages[num_here:]:
                 found = self._send(stages[num_here:])
@@ -199,8 +202,7 @@ class _Run:
         """Why the budget forbids to collect: reckoned in this tree, whose store knows what is paid for."""
         if self._budget_usd is None:
             return None
-        to_ask = [row for row in forecast(self._folder)["vlms"] if row["num_to_ask"]]
-        return refused_by(self._budget_usd, to_ask)
+        return refused_by(self._budget_usd, to_ask_of(forecast(self._folder)))
 
     def _num_known(self, stages: Sequence[Stage]) -> int:
         """How many of these, from the first on, need no GPU: the run cache has what they would write."""
@@ -218,15 +220,15 @@ class _Run:
         state = _on_gpu_pool.with_options(task_run_name=task_run_name)(
             names, self._folder, self._preset, list(self._force), self._sync, return_state=True
         )
-        if not state.is_completed():
-            return Failed(name=state.name, message=state.message)
+        if bad := failed(state):
+            return bad
         there = cast(list[StageRun], state.result())
         if not self._sync:
             return there
         for stage in stages:
             here = run_stage_task(stage, self._folder, pull=True)
             if not isinstance(here, StageRun):
-                return Failed(name=here.name, message=here.message)
+                return here
         return there
 
     def _promote(self, *, promote: bool) -> dict[str, Any] | State[Any] | None:
@@ -249,10 +251,10 @@ class _Run:
             )
             return None
         is_restored = any(run.stage == _REGISTER and run.outcome == "restored" for run in self._done)
-        if is_restored and (failed := _failed(_register(self._folder, return_state=True))):
-            return failed
+        if is_restored and (bad := failed(_register(self._folder, return_state=True))):
+            return bad
         state = _compare(self._folder, promote, return_state=True)
-        return _failed(state) or cast(dict[str, Any], state.result())
+        return failed(state) or cast(dict[str, Any], state.result())
 
     def _summary(self, verdict: dict[str, Any] | None) -> str:
         outcomes = [run.outcome for run in self._done]
@@ -282,11 +284,6 @@ def _transfer(what: Literal["fetch", "push"], folder: Path) -> State[Any]:
 
 def _transfer_of(what: Literal["fetch", "push"], folder: Path) -> State[Any]:
     return _transfer.with_options(name=what, task_run_name=what)(what, folder, return_state=True)
-
-
-def _failed(state: State[Any]) -> State[Any] | None:
-    """A state of our own where a task's is bad: Prefect would say of the task's that 1 of 1 states failed."""
-    return None if state.is_completed() else Failed(name=state.name, message=state.message)
 
 
 @task(name="gpu-pool", cache_policy=NO_CACHE)
