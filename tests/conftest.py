@@ -6,6 +6,7 @@ and the question, so a router has something to learn.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from filelock import FileLock
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
@@ -84,7 +86,7 @@ class Tree:
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the tree; `python` and `dvc` are those of the tests' own environment."""
         environment = self.environment() | environment
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=900)
 
     def environment(self) -> dict[str, str]:
         """What stages run in: the tests' own Python first, nothing sent anywhere, no real data by accident."""
@@ -154,9 +156,24 @@ def make_tree(tmp_path: Path, recorded: Recorded) -> MakeTree:
 
 
 @pytest.fixture(scope="session")
-def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tree, list[str]]:
-    """The one whole `dvc repro` of the test session: its tree, and the stages that ran."""
-    folder = tmp_path_factory.mktemp("finished")
+def first_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> tuple[Tree, list[str]]:
+    """The one whole `dvc repro` of the test session: its tree, and the stages that ran.
+
+    Of several processes that test at once the first makes it, and each has a copy of its own.
+    """
+    if worker_id == "master":
+        return _run_once(tmp_path_factory.mktemp("finished"))
+    common = tmp_path_factory.getbasetemp().parent / "finished"
+    stages = common / "stages.json"
+    with FileLock(common.with_suffix(".lock")):
+        if not stages.exists():
+            stages.write_text(json.dumps(_run_once(common)[1]))
+    own = tmp_path_factory.mktemp("finished") / "tree"
+    shutil.copytree(common / "tree", own, symlinks=True)
+    return Tree(own), json.loads(stages.read_text())
+
+
+def _run_once(folder: Path) -> tuple[Tree, list[str]]:
     tree = write_tree(folder / "tree", recorded=write_recorded(folder / "recorded").folder)
     return tree, tree.repro()
 

@@ -11,11 +11,15 @@ a run without failures leaves neither. A stage that passed writes `gates/<stage>
 Great Expectations is imported when something is judged (it takes seconds), with its analytics off.
 """
 
+import contextlib
+import gc
 import html
+import importlib.util
 import logging
 import math
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +38,7 @@ FOLDER = Path("gates")  # what passed, an output of the stage
 KEPT = Path(".arms/gates")  # what failed, on this machine only
 SHARD_ROWS = 100_000
 _NUM_NAMED = 20  # failing rows that a message names
+_UNUSED = ("sqlalchemy", "boto3", "botocore")  # by what is judged here: its ways to databases and clouds
 _MAX_PAGES = 20  # failing shards of one view that get a page for the browser
 
 Severity = Literal["stop", "warn"]
@@ -377,10 +382,49 @@ def _tell_in_index(folder: Path, texts: Sequence[str]) -> None:
 def _import() -> Any:
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read on import
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without(*_UNUSED), _no_collection():
         warnings.simplefilter("ignore", DeprecationWarning)  # its own imports'
+        _import_when_used("scipy.stats")
         import great_expectations
     return great_expectations
+
+
+@contextlib.contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Packages that can be done without are not there for a while, unless they have been imported already."""
+    hidden = [name for name in names if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # importing it fails then, says importlib's documentation
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for garbage among what only grows: a fifth of the time of a large import."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _import_when_used(name: str) -> None:
+    """Its code runs when something of it is first asked for (the recipe of importlib's documentation)."""
+    spec = importlib.util.find_spec(name)
+    if name in sys.modules or spec is None or spec.loader is None:
+        return
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    package, _, last = name.rpartition(".")
+    setattr(sys.modules[package], last, module)
 
 
 def _failing_rows(result: Any) -> dict[str, list[int]]:

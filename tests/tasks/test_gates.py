@@ -457,3 +457,12 @@ def test_importing_the_gates_does_not_import_great_expectations() -> None:
         "import sys, tasks.label, tasks.embed; sys.exit('great_expectations' in sys.modules or 'pandas' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_great_expectations_was_imported_without_is_there_afterwards() -> None:
+    code = (
+        "import sys; from tasks.common.gates import _import; _import(); "
+        "assert not {'sqlalchemy', 'boto3', 'botocore'} & set(sys.modules); "
+        "import sqlalchemy, boto3; from scipy import stats; assert stats.norm.cdf(0) == 0.5"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
