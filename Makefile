@@ -15,7 +15,7 @@ unexport VIRTUAL_ENV PYTHONPATH
 help:
 	@echo "make run      install, run the pipeline in the sandbox (no key, no network, no GPU), print the result table"
 	@echo "make test     install, then run the tests"
-	@echo "make test-slow  the tests with servers and workers that are killed; up to 35 minutes"
+	@echo "make test-slow  the tests with servers and workers that are killed; 35 minutes and more"
 	@echo "make check    install, then lint, format check, types, import rules, spelling"
 	@echo "make real     run the pipeline on recorded real outputs (set ARMS_REAL_DATA) and print the result table"
 	@echo "make crossfit  the claimed figures: grouped 5-fold cross-fitting, after make real; resumable"
@@ -67,7 +67,7 @@ test: install
 
 test-slow: export HF_HUB_OFFLINE := 1
 test-slow: install
-	@python -m pytest -q -m slow --numprocesses 3 --dist loadfile  # three even on two cores: they wait a lot
+	@python -m pytest -q -m slow --numprocesses 3 --dist loadfile --no-loadscope-reorder -rs --no-fold-skipped  # three even on two cores: they wait a lot
 
 real: install
 	@folder=$$(python -m tasks.common.workspace presets/real.yaml) && cd "$$folder" && dvc repro && \

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,13 @@ VLMS = [
     {"name": "toy-late", "display_name": "Toy Late", "provider": "Closed Lab", "pool": "new", "usd_per_mtok_in": 0.2},
 ]
 BLOCKS = [vlm for vlm in VLMS if vlm["name"] != "toy-late"]  # toy-late has recorded answers and is added by a test
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Begin no test after the time that `TESTS_UNTIL` says, in seconds since 1970."""
+    if time.time() > float(os.environ.get("TESTS_UNTIL", "inf")):
+        pytest.skip("not begun: the time that TESTS_UNTIL says is over")
 
 
 @dataclass(frozen=True)
