@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 
 DEFAULT_TIMEOUT_H = 24.0
 _VLMS = "vlms"  # the params section that names the VLMs
@@ -100,7 +100,7 @@ def read_graph(folder: Path) -> Graph:
     Raises:
         dvc.exceptions.DvcException: no DVC tree, a dvc.yaml with mistakes, or DVC's lock is held by another process.
     """
-    with Repo(os.fspath(folder)) as repo:
+    with Repo(os.fspath(folder)) as repo, lock_repo(repo):  # without its lock dvc.lock may be read half-written
         graph, root = repo.index.graph, Path(repo.root_dir)
         found = [stage for stage in repo.index.stages if stage in graph and hasattr(stage, "name")]
         needs = {stage.name: frozenset(need.name for need in graph.successors(stage)) for stage in found}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 from dvc.stage.exceptions import StageNotFound
 from dvc_data.hashfile.hash_info import HashInfo
 from ruamel.yaml import YAML
@@ -59,12 +59,13 @@ def restore_answers(folder: Path, *, log: Logger) -> None:
         log: takes what is said meanwhile.
 
     Raises:
-        dvc.exceptions.DvcException: the remote is away.
+        dvc.exceptions.DvcException: the remote is away, or DVC's lock is taken.
         flows.command.CommandError: the answer store takes nothing, e.g. a full disk.
     """
     done = _restored(folder)
     with Repo(str(folder)) as repo:
-        locked = _locked_tables(repo)
+        with lock_repo(repo):  # else dvc.lock may be read half-written
+            locked = _locked_tables(repo)
         missing = _pull(repo, locked - done)
         if missing:  # others are left alone, too: the store must not look complete
             log.warning("the DVC remote does not have the tables of answers that dvc.lock names: nothing is restored")

@@ -132,3 +132,23 @@ def test_what_is_stale_is_asked_again_until_the_lock_is_free(tree: Path, caplog:
         assert other.wait() == -signal.SIGKILL
     assert "first" in graph.changes
     assert "another process works in this folder; DVC is asked again" in caplog.text
+
+
+def test_dvc_lock_that_another_process_is_writing_is_not_read(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dvc(tree, "repro", "--quiet")
+    whole = (tree / "dvc.lock").read_text()
+    assert not graph_of(tree, log=LOG).changes
+    write = (
+        "import time; from dvc.repo import Repo; lock = Repo().lock; lock.lock(); whole = open('dvc.lock').read(); "
+        "open('dvc.lock', 'w').write(whole[:whole.index('hash:') + 5]); print('half', flush=True); time.sleep(5); "
+        "open('dvc.lock', 'w').write(whole); lock.unlock()"
+    )
+    with subprocess.Popen([sys.executable, "-c", write], cwd=tree, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "half\n"
+        with caplog.at_level(logging.INFO):
+            graph = graph_of(tree, log=LOG)
+        assert other.wait() == 0
+    assert (tree / "dvc.lock").read_text() == whole
+    assert not graph.changes
+    assert "another process works in this folder; DVC is asked again" in caplog.text
