@@ -115,6 +115,8 @@ def run(
     finally:
         if timer is not None:
             timer.cancel()
+            if timer.is_alive():  # it may be stopping: its pipe is closed a little before a process has ended
+                timer.join()
         stop(process)
         if process.stdout is not None:
             process.stdout.close()
@@ -182,7 +184,7 @@ def stop(process: "subprocess.Popen[str]") -> None:
 def is_alive(process: psutil.Process) -> bool:
     """Whether it still does something: one that ended and that nobody has asked for does not."""
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        return bool(process.is_running() and process.status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD})
     except psutil.NoSuchProcess:
         return False
 
