@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dvc.dvcfile import LOCK_FILE, Lockfile
 from dvc.lock import LockError
+from dvc.repo import Repo, lock_repo
+from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
 
 from flows.command import run
 from flows.graph import Graph, read_graph
@@ -31,6 +34,7 @@ _ADVICE = (
     "Use `dvc push`", "Updating lock file", "Generating lock file",
 )  # fmt: skip
 _WAIT_S = 12 * 3600.0
+_DAMAGED = Path(".arms/dvc.lock.damaged")
 
 
 class StageError(Exception):
@@ -73,17 +77,24 @@ class StageRun:
 def graph_of(folder: Path, *, log: Logger) -> Graph:
     """The graph of the tree, asked for as soon as DVC's lock is free.
 
+    A dvc.lock that a killed process left half-written is set aside: what it said, the run cache knows as well.
+
     Args:
         folder: the tree.
-        log: hears of the waiting.
+        log: hears of the waiting, and of a dvc.lock that was set aside.
 
     Raises:
         LockBusyError: DVC's lock stayed taken.
-        dvc.exceptions.DvcException: no DVC tree, or a dvc.yaml with mistakes.
+        dvc.exceptions.DvcException: no DVC tree, or a dvc.yaml (or a merged dvc.lock) with mistakes.
     """
     for pause in _pauses():
         try:
-            return read_graph(folder)
+            try:
+                return read_graph(folder)
+            except (YAMLSyntaxError, YAMLValidationError):
+                if not _set_damaged_lock_file_aside(folder, log=log):
+                    raise
+                return read_graph(folder)
         except LockError:
             log.info("another process works in this folder; DVC is asked again in %.0f s", pause)
             time.sleep(pause)
@@ -144,6 +155,26 @@ def _pass_on(line: str, log: Logger) -> None:
     """Into the run's log, without what DVC always advises."""
     if line.strip() and not any(line.startswith(advice) for advice in _ADVICE):
         log.info("%s", line)
+
+
+def _set_damaged_lock_file_aside(folder: Path, *, log: Logger) -> bool:
+    with Repo(str(folder)) as repo, lock_repo(repo):  # while it is held, nobody is writing dvc.lock
+        path, aside = folder / LOCK_FILE, folder / _DAMAGED
+        try:
+            Lockfile(repo, str(path)).load()
+            return False  # it is dvc.yaml that has mistakes
+        except (YAMLSyntaxError, YAMLValidationError) as error:
+            if getattr(error, "hint", ""):  # conflicts of a merge, which a person has to decide
+                return False
+        aside.parent.mkdir(exist_ok=True)
+        path.replace(aside)
+    log.warning(
+        "dvc.lock is damaged, as after a process that was killed while writing it; it is %s now, and stages take their "
+        "results from the run cache. If your team commits dvc.lock, `git checkout dvc.lock` brings back that of the "
+        "last commit.",
+        _DAMAGED,
+    )
+    return True
 
 
 def _pauses() -> Iterator[float]:

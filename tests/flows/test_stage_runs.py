@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from dvc.exceptions import DvcException
+from ruamel.yaml import YAML
 
 from flows.command import CommandTimeoutError
 from flows.stage_runs import StageError, graph_of, repro
@@ -152,3 +154,36 @@ def test_dvc_lock_that_another_process_is_writing_is_not_read(tree: Path, caplog
     assert (tree / "dvc.lock").read_text() == whole
     assert not graph.changes
     assert "another process works in this folder; DVC is asked again" in caplog.text
+
+
+def test_dvc_lock_that_a_killed_process_left_half_written_is_set_aside(
+    tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dvc(tree, "repro", "--quiet")
+    whole = (tree / "dvc.lock").read_text()
+    (tree / "dvc.lock").write_text(whole[: whole.index("hash:") + 5])
+    assert "first" in graph_of(tree, log=LOG).changes
+    assert "dvc.lock is damaged" in caplog.text
+    assert whole.startswith((tree / ".arms/dvc.lock.damaged").read_text())
+    for stage in graph_of(tree, log=LOG).order:
+        assert repro(stage, folder=tree, log=LOG).outcome == "restored"
+    assert YAML().load(tree / "dvc.lock") == YAML().load(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "dvc.lock",
+            "<<<<<<< ours\nschema: '2.0'\n=======\nschema: '2.1'\n>>>>>>> theirs\n",
+            "dvc.lock.* is corrupted",
+        ),
+        ("dvc.yaml", "stages:\n  first: nothing\n", "dvc.yaml.* validation failed"),
+    ],
+)
+def test_file_that_a_person_spoilt_stays_where_it_is(tree: Path, name: str, text: str, expected: str) -> None:
+    dvc(tree, "repro", "--quiet")
+    (tree / name).write_text(text)
+    with pytest.raises(DvcException, match=expected):
+        graph_of(tree, log=LOG)
+    assert (tree / name).read_text() == text
