@@ -9,7 +9,6 @@ Source: "Evaluation" of arXiv 2606.08970 (EM, Accuracy, Precision, Recall, F1); 
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from arms_model.errors import DataError
 
@@ -141,11 +140,17 @@ def pair_metrics(correct: NDArray[np.floating], confidence: NDArray[np.floating]
         "precision": precision,
         "recall": recall,
         "f1": _ratio(2 * hits, predicted.sum() + positive.sum()),
-        "auroc": float(roc_auc_score(y, p)) if both_kinds else float("nan"),
+        "auroc": _auroc(y, p) if both_kinds else float("nan"),
         "log_loss": log_loss(y, p),
         "brier": _ratio(((p - y) ** 2).sum(), len(y)),
         "ece": expected_calibration_error(y, p),
     }
+
+
+def _auroc(y: NDArray[np.floating], p: NDArray[np.floating]) -> float:
+    from sklearn.metrics import roc_auc_score  # takes a second to import, and routers are served without it
+
+    return float(roc_auc_score(y, p))
 
 
 def centred_error(scores: NDArray[np.floating], correct: NDArray[np.floating]) -> NDArray[np.float64]:
