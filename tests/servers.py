@@ -83,13 +83,13 @@ def free_port() -> int:
         return port
 
 
-def wait_until(is_so: Callable[[], object], *, seconds: float = 120) -> None:
+def wait_until(is_so: Callable[[], object], *, seconds: float = 120, every_s: float = 0.1) -> None:
     """Wait until the call gives something true."""
     until = time.monotonic() + seconds
     while not is_so():
         if time.monotonic() > until:
             raise TimeoutError(f"not so after {seconds} s")
-        time.sleep(0.1)
+        time.sleep(every_s)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ BASE = ("queries", "profiles", "collect", "label", "split", "embed", "train_base
 RESULTS = ("label", "split", "embed", "models/train_base")  # the same bytes whatever happened on the way
 CONCURRENCY = 2
 PATIENCE_S = 600.0  # where everything is slow
+ASK_S = 1.0  # how often Prefect's server is asked: more would slow down what is waited for
 STARTED = Path(".arms/started")
 LIMIT = Path(".arms/limits")  # a stage's file here: how large a file it may write, in blocks of 512 bytes
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -103,7 +104,7 @@ class FaultTree(ServicesTree):
 
     def wait_for_end(self, run_id: str) -> Run:
         """Wait until a run ended."""
-        wait_until(lambda: self.run_state(run_id).is_final)
+        wait_until(lambda: self.run_state(run_id).is_final, every_s=ASK_S)
         return self.run_state(run_id)
 
     def complete(self, deployment: str, **parameters: Any) -> Run:
@@ -249,9 +250,9 @@ def _write_starts_down(tree: Tree) -> None:
         yaml.dump(found, handle)
 
 
-def wait_until(is_so: Callable[[], object], *, seconds: float = PATIENCE_S) -> None:
+def wait_until(is_so: Callable[[], object], *, seconds: float = PATIENCE_S, every_s: float = 0.1) -> None:
     """Wait until the call gives something true, with the patience that a busy machine needs."""
-    wait(is_so, seconds=seconds)
+    wait(is_so, seconds=seconds, every_s=every_s)
 
 
 def kill(found: Iterable[psutil.Process]) -> None:

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from flows.trees import identity
 from tests.flows.faults import (
+    ASK_S,
     CONCURRENCY,
     LIMIT,
     FaultTree,
@@ -72,7 +73,7 @@ def test_own_repro_of_a_person_is_waited_for_and_nothing_is_done_twice(
     with running(tree, "dvc", "repro", "collect") as person:
         wait_until(lambda: tree.stage_pid("collect"))
         run_id = tree.start("base", pools="single")
-        wait_until(lambda: "another process works in this folder" in tree.log_of(run_id))
+        wait_until(lambda: "another process works in this folder" in tree.log_of(run_id), every_s=ASK_S)
         if is_killed:
             kill_group(person)
         tree.server.latency_s = 0.0
@@ -180,8 +181,8 @@ def test_run_that_waits_for_a_gpu_worker_says_so_and_outlives_the_server(tree: F
     tree.forget("train_base")
     kill([service(tree, "worker-gpu-0")])
     run_id = tree.start("base")
-    wait_until(lambda: "sent train_base to pool arms-gpu" in tree.log_of(run_id))
-    wait_until(lambda: "no worker of pool arms-gpu is online" in tree.log_of(run_id), seconds=60)
+    wait_until(lambda: "sent train_base to pool arms-gpu" in tree.log_of(run_id), every_s=ASK_S)
+    wait_until(lambda: "no worker of pool arms-gpu is online" in tree.log_of(run_id), seconds=60, every_s=ASK_S)
     assert "prefect worker start --pool arms-gpu --type process" in tree.log_of(run_id)
 
     server = service(tree, "prefect-server")
@@ -218,7 +219,7 @@ def test_gate_that_fails_on_the_gpu_pool_is_the_asking_runs_own(tree: FaultTree)
     assert words in failed.message
     pages = tree.ask("artifacts/filter", {"artifacts": {"key": {"any_": ["failed-gate"]}}})
     assert run_id in [page["flow_run_id"] for page in pages]
-    wait_until(lambda: told_by(tree, "arms.gate.failed"), seconds=60)
+    wait_until(lambda: told_by(tree, "arms.gate.failed"), seconds=60, every_s=ASK_S)
     assert told_by(tree, "arms.gate.failed") == [run_id]
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.conftest import Tree
-from tests.flows.faults import BASE, CONCURRENCY, RESULTS, FaultTree, kill, service, wait_until, write_fault_tree
+from tests.flows.faults import ASK_S, BASE, CONCURRENCY, RESULTS, FaultTree, kill, service, wait_until, write_fault_tree
 from tests.tasks.hostile import Hostile
 
 pytestmark = pytest.mark.slow
@@ -81,13 +81,15 @@ def test_killed_run_is_gone_on_with_and_ends_as_if_nothing_had_happened(
 ) -> None:
     for stage in STAGES:
         tree.server.latency_s = LATENCY_S
-        wait_until(lambda: is_at_work(tree, stage))  # noqa: B023 - called at once
+        wait_until(lambda: is_at_work(tree, stage), every_s=0.3)  # noqa: B023 - called at once
         how(tree, stage)
         tree.server.latency_s = 0.0
         if how is kill_worker_and_all_that_it_began and stage == "collect":
-            wait_until(lambda: not tree.open_runs())  # the server misses heartbeats; later on `make up` is faster
+            wait_until(
+                lambda: not tree.open_runs(), every_s=ASK_S
+            )  # the server misses heartbeats; later on `make up` is faster
         tree.must_up()
-    wait_until(lambda: not tree.open_runs())
+    wait_until(lambda: not tree.open_runs(), every_s=ASK_S)
     tree.complete("base")
 
     ran = Counter(tree.started())
