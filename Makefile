@@ -67,7 +67,7 @@ test: install
 
 test-slow: export HF_HUB_OFFLINE := 1
 test-slow: install
-	@python -m pytest -q -m slow --numprocesses 3 --dist loadfile --no-loadscope-reorder -rs --no-fold-skipped  # three even on two cores: they wait a lot
+	@python -m pytest -q -m slow $$(grep -rlF mark.slow tests --include='*.py' | sort) --numprocesses 3 --dist loadfile --no-loadscope-reorder -rs --no-fold-skipped  # three even on two cores: they wait a lot
 
 real: install
 	@folder=$$(python -m tasks.common.workspace presets/real.yaml) && cd "$$folder" && dvc repro && \
