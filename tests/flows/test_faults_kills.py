@@ -85,9 +85,8 @@ def test_killed_run_is_gone_on_with_and_ends_as_if_nothing_had_happened(
         how(tree, stage)
         tree.server.latency_s = 0.0
         if how is kill_worker_and_all_that_it_began and stage == "collect":
-            wait_until(
-                lambda: not tree.open_runs(), every_s=ASK_S
-            )  # the server misses heartbeats; later on `make up` is faster
+            # the server misses heartbeats; later on `make up` is faster
+            wait_until(lambda: not tree.open_runs(), every_s=ASK_S)
         tree.must_up()
     wait_until(lambda: not tree.open_runs(), every_s=ASK_S)
     tree.complete("base")
